@@ -13,7 +13,7 @@ PICTURES = 'index_files'                                        # where the READ
 os.environ.update(TQDM_DISABLE='1', MPLBACKEND='Agg', HF_HUB_DISABLE_PROGRESS_BARS='1')
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-from execnb.nbio import read_nb, write_nb
+from execnb.nbio import nb2str, read_nb, write_nb
 from execnb.shell import CaptureShell, format_exc
 from fastcore.xtras import working_directory
 from nbdev.clean import clean_nb
@@ -84,16 +84,16 @@ def from_root(markdown):
 def render_readme():
     "The text of README.md and its pictures, as {name: bytes}."
     from nbconvert import MarkdownExporter
-    from nbformat import from_dict
-    from execnb.nbio import nb2dict
+    import nbformat
     nb = read_nb(ROOT/'nbs'/get_config().readme_nb)
     ReadmeFilter()(nb)
+    nb.metadata['language_info'] = {'name': 'python'}           # nbdev_clean drops it; it makes the fences ```python
     for cell in nb.cells:
         if cell.cell_type == 'code' and 'false' in extract_directives(cell).get('echo:', ()): cell.source = ''
         cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
-    text, found = MarkdownExporter().from_notebook_node(from_dict(nb2dict(nb)), {'output_files_dir': PICTURES, 'unique_key': 'index'})
-    text = re.sub(r'\n{3,}', '\n\n', re.sub(r'```python\n+```\n', '', text)).strip() + '\n'
-    return from_root(text), found['outputs']
+    text, found = MarkdownExporter().from_notebook_node(nbformat.reads(nb2str(nb), 4), {'output_files_dir': PICTURES, 'unique_key': 'index'})
+    for useless in (r'```python\n\s*```\n', r'<style.*?</style>\n', r'^[ \t]+$'): text = re.sub(useless, '', text, flags=re.M | re.S)
+    return from_root(re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'), found['outputs']
 
 
 def readme(check):

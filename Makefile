@@ -1,0 +1,44 @@
+# `make demo` and `make test` each start from a bare machine with Python 3.10 or newer.
+VENV   ?= .venv
+PYTHON ?= python3
+SLOW   ?=
+PAGES  ?=
+BIN    := $(VENV)/bin
+SETUP  := settings.ini setup.py pyproject.toml
+.DEFAULT_GOAL := help
+.PHONY: help demo test refresh readme clean
+
+help:  ## list what make can do
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@echo 'Options: VENV=folder  PYTHON=interpreter  SLOW=1 (with test and refresh: the slow cells too)  PAGES="nbs/20_tree.ipynb ..."'
+
+demo: $(VENV)/installed  ## install, then distil the embedded digits four ways, train students on each, and print the table
+	$(BIN)/manifoldgd demo
+
+test: $(VENV)/installed-dev  ## install for development, then run every page and test
+	OMP_NUM_THREADS=1 SLOW=$(SLOW) $(BIN)/python -m pytest tests
+
+refresh: $(VENV)/installed-dev  ## run the pages in place and store their outputs
+	$(BIN)/nbdev_export
+	$(BIN)/python tools/pages.py refresh $(if $(filter-out 0,$(SLOW)),--slow) $(PAGES)
+
+readme: $(VENV)/installed-dev  ## write README.md from nbs/index.ipynb
+	$(BIN)/python tools/pages.py readme
+
+clean:  ## remove what was built, but neither the environment nor the runs
+	rm -rf _proc _docs build dist *.egg-info .pytest_cache
+	find manifoldgd tests tools nbs -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "manifoldgd needs Python 3.10 or newer, but $(PYTHON) is " + sys.version.split()[0] + ". Choose another: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(SETUP) | $(BIN)/pip
+	@echo 'Installing into $(VENV): about 2 minutes and 2 GB the first time.'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(SETUP) | $(BIN)/pip
+	@echo 'Installing into $(VENV): about 2 minutes and 2 GB the first time.'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/installed
