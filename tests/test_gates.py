@@ -67,7 +67,8 @@ def test_sidebar_lists_every_page():
             if isinstance(item, str): yield item
             else: yield from [item['href']] if 'href' in item else hrefs(item['contents'])
     listed = list(hrefs(yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']['sidebar']['contents']))
-    assert sorted(listed) == sorted(NAMES)
+    assert not (odd := set(listed) ^ set(NAMES)), f'_quarto.yml and nbs/ differ in {sorted(odd)}'
+    assert len(listed) == len(set(listed))
 
 
 def imports_of(body):
