@@ -23,8 +23,8 @@ def t_interval(
     n, std = len(values), values.std()
     return float(values.mean()), float(std), float(stdtrit(n - 1, (1 + level) / 2)) * std / n ** .5 if n > 1 else float("nan")
 
-# %% ../nbs/53_comparison.ipynb #99cd4e21
-COMPARABLE = ["data", "test", "n_test", "student", "protocol", "settings"]
+# %% ../nbs/53_comparison.ipynb #700361f3
+COMPARABLE = ["data", "test_fingerprint", "student", "protocol", "settings"]
 
 
 def baseline_groups(
@@ -58,7 +58,7 @@ def summarize(
         difference, _, difference_interval = t_interval(pairs.groupby(level="generation_seed").mean() if len(pairs) else [])
         first, n = part.iloc[0], part.generation_seed.nunique()
         table.append({"preset": first.preset, "scheduler": first.scheduler, "ipc": ipc, "top1": mean, "std": std, "interval": interval, "best": part.top1_best.mean(skipna=False),
-                      "test_error": (mean * (100 - mean) / first.n_test) ** .5, "generation_seeds": n, "trainings": len(part), "df": n - 1,
+                      "binomial_se": (mean * (100 - mean) / first.n_test) ** .5, "generation_seeds": n, "trainings": len(part), "df": n - 1,
                       "difference": difference, "difference_interval": difference_interval, "pairs": len(pairs),
                       "student": first.student, "protocol": first.protocol, "n_test": first.n_test, "run": first.run, "group": group})
     return pd.DataFrame(table).sort_values("ipc", kind="stable", ignore_index=True)
@@ -73,7 +73,7 @@ def format_summary(
 
     columns = {"preset": summary.preset, "sampler": summary.scheduler, "IPC": summary.ipc.astype(str), "top-1 %": map(number, summary.top1, summary.interval)}
     if summary.best.notna().any(): columns["best look"] = map(number, summary.best)
-    columns |= {"std": map(number, summary["std"]), "test s.e.": map(number, summary.test_error),
+    columns |= {"std": map(number, summary["std"]), "test s.e.": map(number, summary.binomial_se),
                 "seeds": [f"{n} ({trainings})" for n, trainings in zip(summary.generation_seeds, summary.trainings)]}
     if summary.pairs.any(): columns["difference"] = [number(*values, sign="+") for values in zip(summary.difference, summary.difference_interval)]
     if summary.duplicated(["preset", "scheduler", "ipc"]).any(): columns["run"] = summary.run
