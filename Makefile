@@ -12,8 +12,8 @@ help:  ## list what make can do
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 	@echo 'Options: VENV=folder  PYTHON=interpreter  SLOW=1 (with test and refresh: the slow cells too)  PAGES="nbs/20_tree.ipynb ..."'
 
-demo: $(VENV)/installed  ## install, then distil the embedded digits four ways, train students on each, and print the table
-	$(BIN)/manifoldgd demo
+demo: $(VENV)/installed  ## install, then distil the embedded digits five ways, train students on each, and print the table
+	$(BIN)/python tools/demo.py
 
 test: $(VENV)/installed-dev  ## install for development, then run every page and test
 	OMP_NUM_THREADS=1 SLOW=$(SLOW) $(BIN)/python -m pytest tests

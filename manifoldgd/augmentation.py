@@ -17,13 +17,14 @@ def affine_views(
     angle: torch.Tensor,  # (N,) degrees, counter-clockwise
     zoom: torch.Tensor,  # (N,) factors: 2 shows everything twice as large
     shift: torch.Tensor,  # (N, 2) to the right and down, as shares of the width and height
+    outside: str = "zeros",  # what lies outside: "zeros", black, or "border", the edge pixels repeated
 ) -> torch.Tensor:  # (N, C, H, W)
-    "Turn, zoom and shift every image by its own amounts; outside is black."
+    "Turn, zoom and shift every image by its own amounts."
     cos, sin = (f(angle * math.pi / 180) / zoom for f in (torch.cos, torch.sin))
     back = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)  # the y axis points down
     theta = torch.cat([back, -back @ (2 * shift).unsqueeze(2)], 2)  # the image's coordinates run from -1 to 1
     grid = F.affine_grid(theta.to(images), images.shape, align_corners=False)
-    return F.grid_sample(images + 1, grid, align_corners=False) - 1  # black, -1, is 0 here: what is filled in
+    return F.grid_sample(images + 1, grid, padding_mode=outside, align_corners=False) - 1  # black, -1, is 0 here: what is filled in
 
 # %% ../nbs/49_augmentation.ipynb #35fcfae0
 def random_affine(
@@ -32,10 +33,11 @@ def random_affine(
     rotation: float = 0.,  # largest angle, degrees
     shift: float = 0.,  # largest shift, share of the size
     zoom: float = 0.,  # zoom between 1 - zoom and 1 + zoom
+    outside: str = "zeros",  # as in `affine_views`
 ) -> torch.Tensor:  # (N, C, H, W)
     "Turn, zoom and shift every image at random."
     u = torch.rand(len(images), 4, generator=generator) * 2 - 1
-    return affine_views(images, rotation * u[:, 0], 1 + zoom * u[:, 1], shift * u[:, 2:])
+    return affine_views(images, rotation * u[:, 0], 1 + zoom * u[:, 1], shift * u[:, 2:], outside)
 
 # %% ../nbs/49_augmentation.ipynb #3ef534fe
 def cut_box(

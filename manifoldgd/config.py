@@ -183,7 +183,7 @@ class PretrainConfig:
     zoom: float = .1  # Augmentation: zoom between 1 - zoom and 1 + zoom.
     flip: bool = False  # Augmentation: mirror half of the images.
     vae_widths: tuple[int, ...] = (16, 32, 64)  # Channels of the VAE's levels; each but the first halves the size.
-    vae_steps: int = 1500  # Training steps of the VAE.
+    vae_steps: int = 1200  # Training steps of the VAE.
     vae_batch_size: int = 64  # Images in a step of the VAE.
     vae_learning_rate: float = 1e-3  # Peak learning rate of the VAE.
     kl_weight: float = 1e-4  # Weight of the KL term, per latent number, beside the mean squared error per pixel.
@@ -195,5 +195,5 @@ class PretrainConfig:
     ema_decay: float = .998  # Decay of the moving average of the DiT's weights.
     label_dropout: float = .1  # Share of labels replaced by the null label, for classifier-free guidance.
     snr_gamma: float = 5.  # Cap of the signal-to-noise weighting of the loss (min-SNR).
-    every: int = 500  # Steps between two checkpoints and sample grids.
+    every: int = 250  # Steps between two checkpoints and sample grids.
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.

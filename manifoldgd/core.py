@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['InputError', 'to_points', 'image_generator', 'draw_noise', 'pick_device', 'to_pil', 'from_pil', 'image_grid',
-           'replacing', 'packaged']
+           'replacing', 'packaged', 'git_commit']
 
-# %% ../nbs/00_core.ipynb #fd7aa3d3
+# %% ../nbs/00_core.ipynb #2cdcd2a9
 import hashlib
 import math
 import os
+import shutil
+import subprocess
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -110,3 +112,11 @@ def packaged(
 ) -> Path:
     "Find a file or folder that is shipped inside the package."
     return Path(str(files("manifoldgd"))).joinpath(*parts)
+
+# %% ../nbs/00_core.ipynb #f4f89af9
+def git_commit() -> str:  # 40 hex digits, with "+" for uncommitted changes; empty outside a checkout
+    "Name the commit of the code that is running."
+    def git(*command): return subprocess.run(["git", "-C", str(packaged()), *command], capture_output=True, text=True).stdout.strip()
+    if not shutil.which("git"): return ""
+    commit = git("log", "-1", "--format=%H", "--", ".")
+    return commit + "+" if commit and git("status", "--porcelain", "--", ".") else commit
