@@ -111,8 +111,7 @@ def _centers(points, groups, kind):
     return torch.stack(means)
 
 # %% ../nbs/21_prototypes.ipynb #80cebeb6
-METHODS = ("levels", "leaves", "kmeans", "gmm", *(f"agglomerative-{linkage}" for linkage in ("ward", "average", "complete", "single")),
-           "herding", "kcenter", "random")
+METHODS = ("levels", "leaves", "kmeans", "gmm", *(f"agglomerative-{a}" for a in ("ward", "average", "complete", "single")), "herding", "kcenter", "random")
 
 
 def select_prototypes(
@@ -198,11 +197,11 @@ def class_separation(
     labels: torch.Tensor,  # (N,) class of each
 ) -> torch.Tensor:  # (classes,) one ratio per class
     "Compare the mean distance to the nearest point of another class with that to the nearest of the same class."
-    own, other = torch.empty(len(points)), torch.empty(len(points))
+    own, other = torch.empty(2, len(points), dtype=points.dtype)
     for rows in torch.arange(len(points)).split(256):
         distance, same = torch.cdist(points[rows], points), labels[rows, None] == labels
         distance[torch.arange(len(rows)), rows] = torch.inf
-        own[rows], other[rows] = distance.where(same, torch.inf).min(1).values.float(), distance.where(~same, torch.inf).min(1).values.float()
+        own[rows], other[rows] = distance.where(same, torch.inf).amin(1), distance.where(~same, torch.inf).amin(1)
     return torch.stack([other[labels == c].mean() / own[labels == c].mean() for c in labels.unique()])
 
 # %% ../nbs/21_prototypes.ipynb #8f46aa82

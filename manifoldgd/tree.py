@@ -78,7 +78,7 @@ def as_points(
 
 # %% ../nbs/20_tree.ipynb #3f3bced6
 def two_means(
-    product,  # u (n, R) -> K u, K the inner products of the points
+    product,  # from rows u (R, n) to u K (R, n), K the inner products of the points
     squares: torch.Tensor,  # (n,) squared norms of the points, the diagonal of K
     n_init: int,  # R starts, run at once
     generator: torch.Generator,
@@ -87,25 +87,25 @@ def two_means(
     "Split points in two by 2-means: the best of several starts."
     n, runs = len(squares), torch.arange(n_init)
     first = (torch.rand(n_init, generator=generator, dtype=torch.float64) * n).long()
-    u = squares.new_zeros(n, n_init)
-    u[first, runs] = 1
-    chances = (squares[:, None] + squares[first] - 2 * product(u)).clamp(min=0).double().cumsum(0).T.contiguous()
+    u = squares.new_zeros(n_init, n)
+    u[runs, first] = 1
+    chances = (squares + squares[first, None] - 2 * product(u)).clamp(min=0).double().cumsum(1)
     drawn = torch.rand(n_init, 1, generator=generator, dtype=torch.float64) * chances[:, -1:]
     second = torch.searchsorted(chances, drawn, right=True).flatten().clamp(max=n - 1)
-    u[second, runs] -= 1
+    u[runs, second] -= 1
     line = product(u)
-    cut = line > (line[first, runs] + line[second, runs]) / 2
+    cut = line > (line[runs, first] + line[runs, second])[:, None] / 2
     for _ in range(max_iter):
         side = cut
-        n1 = side.sum(0, dtype=squares.dtype)
+        n1 = side.sum(1, keepdim=True, dtype=squares.dtype)
         n0 = n - n1
         line = product(torch.where(side, 1 / n1, -1 / n0))
-        sum1 = (line * side).sum(0)
-        mean1, mean0 = sum1 / n1, (line.sum(0) - sum1) / n0
+        sum1 = (line * side).sum(1, keepdim=True)
+        mean1, mean0 = sum1 / n1, (line.sum(1, keepdim=True) - sum1) / n0
         cut = line > (mean1 + mean0) / 2
         if torch.equal(cut, side): break
-    removed = torch.nan_to_num(n1 * n0 * (mean1 - mean0), nan=0.)  # nan: all points on one side
-    return side[:, removed.argmax()] if removed.max() > 0 else None
+    removed = torch.nan_to_num(n1 * n0 * (mean1 - mean0), nan=0.).flatten()  # nan: all points on one side
+    return side[removed.argmax()] if removed.max() > 0 else None
 
 # %% ../nbs/20_tree.ipynb #3d05d854
 def move_points(
@@ -145,8 +145,8 @@ def _split(points, node, gram, n_init, generator):
     if gram is None:
         members = points[node.indices] - node.centroid
         if len(members) <= members.shape[1]: gram = members @ members.T
-    if gram is None: side = two_means(lambda u: members @ (members.T @ u), members.square().sum(1), n_init, generator)
-    else: side = two_means(lambda u: gram @ u, gram.diagonal(), n_init, generator)
+    if gram is None: side = two_means(lambda u: u @ members @ members.T, members.square().sum(1), n_init, generator)
+    else: side = two_means(lambda u: u @ gram, gram.diagonal(), n_init, generator)
     if side is None: side = torch.arange(len(node.indices)) < len(node.indices) // 2
     elif gram is not None: side = move_points(gram, side)
     return (side if side[0] else ~side), gram  # the first child holds the first member
