@@ -130,8 +130,9 @@ def select_prototypes(
     points, generator = as_points(points), generator or torch.Generator()
     features = points if features is None else as_points(features)
     _check_choice(len(points), ipc, method, kind, name)
-    node = depth = [None] * ipc
-    used = None
+    if len(features) != len(points): raise InputError(f"Expected `features` to have a row for each of {len(points)} points, but got {len(features)} rows.")
+    if tree and len(tree.nodes[0].indices) != len(points): raise InputError(f"Expected `tree` to be of {len(points)} points, but got one of {len(tree.nodes[0].indices)}.")
+    node, depth, used = [None] * ipc, [None] * ipc, None
     if method in ("levels", "leaves"):
         tree = tree or bisect_tree(features, ipc, n_init, generator)
         used = min(start_depth, tree.depth) if method == "levels" and start_depth is not None else None
