@@ -162,6 +162,7 @@ class EvaluateConfig:
     runs: tuple[str, ...]  # Folders of runs, as `manifoldgd distill` wrote them.
     baseline: Optional[str] = None  # Run whose preset the others are compared with, in pairs of the same seeds (default: random, if it is among the runs).
     protocol: Literal["digits-quick"] = "digits-quick"  # How students are trained.
+    split: Literal["test", "validation"] = "test"  # Images that students are judged on: settings are chosen on validation, tables are made on test.
     seeds: int = 2  # Trainings per run.
     best: bool = False  # Also look at the test images up to 100 times during training and report the best look: optimistic, as much of the field reports it.
     data: Optional[str] = None  # Where the test images are, if the data of the run have moved.
@@ -189,7 +190,7 @@ class PretrainConfig:
     kl_weight: float = 1e-4  # Weight of the KL term, per latent number, beside the mean squared error per pixel.
     hidden_size: int = 128  # Width of the DiT, a multiple of 32.
     num_layers: int = 6  # Blocks of the DiT.
-    dit_steps: int = 5000  # Training steps of the DiT.
+    dit_steps: int = 4000  # Training steps of the DiT.
     dit_batch_size: int = 128  # Latents in a step of the DiT.
     dit_learning_rate: float = 1e-3  # Peak learning rate of the DiT.
     ema_decay: float = .998  # Decay of the moving average of the DiT's weights.

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'KEY', 'Run', 'group_key', 'read_run', 'Bench', 'mean_and_std', 'load_bench', 'labels_for', 'read_rows',
-           'matches', 'add_row', 'describe', 'train_and_test', 'open_runs', 'evaluate']
+           'matches', 'add_row', 'describe', 'train_and_test', 'open_runs', 'student_pool', 'evaluate']
 
 # %% ../nbs/51_evaluation.ipynb #966fae4e
 import hashlib
 import json
 import os
 import platform
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -92,9 +95,10 @@ def load_bench(
     spec: str,  # the dataset, as `load_data` takes it
     size: int,  # height and width
     channels: int,
+    split: str = "test",  # "test", or "validation" to choose settings by
 ) -> Bench:
     "Load the test images of a dataset, and measure its training images."
-    test = load_data(spec, "test")
+    test = load_data(spec, split)
     folders = [test.classes[c].folder for c in test.labels]
     return Bench(test.name, test.images(size=size, channels=channels), folders, mean_and_std(load_data(spec), size, channels), test.fingerprint())
 
@@ -145,8 +149,8 @@ def add_row(
 def describe(
     run: Run,
     bench: Bench,
-    config: EvaluateConfig,
     training_seed: int,
+    config: EvaluateConfig,
 ) -> dict:  # a row without results
     "Fill in the columns that are known before the training."
     protocol, device = PROTOCOLS[config.protocol], pick_device(config.device)
@@ -160,21 +164,24 @@ def describe(
 def train_and_test(
     run: Run,
     bench: Bench,
-    config: EvaluateConfig,
     training_seed: int,
-    progress: bool = False,  # show a progress bar over the epochs
+    config: EvaluateConfig,
+    on_look=None,  # called about 100 times during the training
 ) -> dict:  # the results
     "Train one student on a run and test it."
-    protocol, start, looks = PROTOCOLS[config.protocol], time.perf_counter(), []
-    device = pick_device(config.device)
+    protocol, device, start, looks = PROTOCOLS[config.protocol], pick_device(config.device), time.perf_counter(), []
     channels, labels, test_images = bench.images.shape[1], labels_for(bench, run), bench.images.to(device)
     seed = image_generator(run.config.seed, "training", training_seed).initial_seed()
-    look = (lambda student: looks.append(top1(student, test_images, labels))) if config.best else None
+
+    def look(student):
+        if on_look: on_look()
+        if config.best: looks.append(top1(student, test_images, labels))
+
     student = train_student(run.data.images(size=protocol.image_size, channels=channels), run.data.labels, protocol, len(run.data.classes), run.config.ipc, seed,
-                            bench.mean_std, device, look, progress)
+                            bench.mean_std, device, look)
     return {"top1_last": round(top1(student, test_images, labels), 4), "top1_best": round(max(looks, default=float("nan")), 4), "seconds": round(time.perf_counter() - start, 2)}
 
-
+# %% ../nbs/51_evaluation.ipynb #890d7794
 def open_runs(
     config: EvaluateConfig,
 ) -> list:  # of pairs (`Run`, `Bench`)
@@ -187,26 +194,48 @@ def open_runs(
     for run in map(read_run, folders):
         same = seen.setdefault((run.group, run.config.seed), run.folder)
         if same != run.folder: raise InputError(f"Expected runs that differ in settings or seed, but {same} and {run.folder} agree in both. Leave one out.")
-        spec = (config.data or run.config.data, PROTOCOLS[config.protocol].image_size, 1 if run.data.open(0).mode == "L" else 3)
+        spec = (config.data or run.config.data, PROTOCOLS[config.protocol].image_size, 1 if run.data.open(0).mode == "L" else 3, config.split)
         if spec not in benches: benches[spec] = load_bench(*spec)
         pairs.append((run, benches[spec]))
     if len({bench.fingerprint for bench in benches.values()}) > 1: raise InputError(f"Expected runs of one dataset, but got runs of {', '.join(sorted({spec[0] for spec in benches}))}.")
     for run, bench in pairs: labels_for(bench, run)
     return pairs
 
+# %% ../nbs/51_evaluation.ipynb #5c7caecd
+@contextmanager
+def student_pool(
+    device: torch.device,
+):  # -> the pool, and an event that is set when the trainings should stop
+    "Provide threads that train one student each."
+    threads, stopped = torch.get_num_threads(), threading.Event()
+    workers, each = (threads, 1) if device.type == "cpu" else (1, threads)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,))
+    try: yield pool, stopped
+    finally:
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
 
 def evaluate(
     config: EvaluateConfig,
-    progress: bool = True,  # show progress bars
+    progress: bool = True,  # show a progress bar
 ) -> pd.DataFrame:  # one row per training of these runs
     "Train students on every run, or go on with an evaluation that was stopped."
-    pairs, done = open_runs(config), []
-    bar = tqdm([(*pair, seed) for seed in range(config.seeds) for pair in pairs], desc="students", disable=not progress or None)
-    for run, bench, training_seed in bar:
-        row, rows = describe(run, bench, config, training_seed), read_rows(config.out)
-        bar.set_postfix_str(f"{run.config.preset}, IPC {run.config.ipc}, seeds {run.config.seed} and {training_seed}")
-        found = rows[matches(rows, row) & (rows.top1_best.notna() | (not config.best))]
-        if len(found): row = found.iloc[-1].to_dict() | {"run": run.folder}
-        else: add_row(config.out, row := row | train_and_test(run, bench, config, training_seed, progress))
-        done.append(row)
+    pairs, rows = open_runs(config), read_rows(config.out)
+    jobs = [(run, bench, seed) for seed in range(config.seeds) for run, bench in pairs]
+    described = [describe(*job, config) for job in jobs]
+    found = [rows[matches(rows, row) & (rows.top1_best.notna() | (not config.best))] for row in described]
+    done = [old.iloc[-1].to_dict() | {"run": row["run"]} if len(old) else None for old, row in zip(found, described)]
+    missing = [i for i, row in enumerate(done) if row is None]
+    with student_pool(pick_device(config.device)) as (pool, stopped), tqdm(total=100 * len(missing), desc=f"{len(missing)} students", unit="%", disable=not progress or None) as bar:
+        def on_look():
+            if stopped.is_set(): raise InterruptedError("The evaluation was stopped.")
+            bar.update()
+
+        futures = {pool.submit(train_and_test, *jobs[i], config, on_look): i for i in missing}
+        for future in as_completed(futures):
+            i = futures[future]
+            done[i] = described[i] | future.result()
+            add_row(config.out, done[i])
     return pd.DataFrame(done)[list(COLUMNS)]
