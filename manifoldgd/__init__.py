@@ -9,6 +9,8 @@ from importlib import import_module
 
 _HOMES = {
     'DistillConfig': 'config',
+    'EvaluateConfig': 'config',
+    'PretrainConfig': 'config',
     'bisect_tree': 'tree',
     'select_prototypes': 'prototypes',
     'TangentSpace': 'tangent',
@@ -19,6 +21,9 @@ _HOMES = {
     'sample': 'sampling',
     'ManifoldGDPipeline': 'sampling',
     'distill': 'distillation',
+    'evaluate': 'evaluation',
+    'summarize': 'comparison',
+    'pretrain': 'pretraining',
 }
 __all__ = list(_HOMES)
 

@@ -60,7 +60,7 @@ def summarize(
         table.append({"preset": first.preset, "scheduler": first.scheduler, "ipc": ipc, "top1": mean, "std": std, "interval": interval, "best": part.top1_best.mean(skipna=False),
                       "binomial_se": (mean * (100 - mean) / first.n_test) ** .5, "generation_seeds": n, "trainings": len(part), "df": n - 1,
                       "difference": difference, "difference_interval": difference_interval, "pairs": len(pairs),
-                      "student": first.student, "protocol": first.protocol, "n_test": first.n_test, "run": first.run, "group": group})
+                      "student": first.student, "protocol": first.protocol, "split": first.split, "n_test": first.n_test, "run": first.run, "group": group})
     return pd.DataFrame(table).sort_values("ipc", kind="stable", ignore_index=True)
 
 # %% ../nbs/53_comparison.ipynb #b7ef82da
@@ -79,7 +79,7 @@ def format_summary(
     if summary.duplicated(["preset", "scheduler", "ipc"]).any(): columns["run"] = summary.run
     table, first = pd.DataFrame({name: list(values) for name, values in columns.items()}), summary.iloc[0]
     return f"""{table.to_string(index=False)}
-Top-1 accuracy of {first.student} on {first.n_test} test images after the last epoch, protocol {first.protocol}: mean and 95 % interval (Student's t) over
+Top-1 accuracy of {first.student} on {first.n_test} {first.split} images after the last epoch, protocol {first.protocol}: mean and 95 % interval (Student's t) over
 distillation seeds (in brackets: trainings); std over distillation seeds; binomial standard error of the test; difference to the baseline in pairs of the same seeds."""
 
 # %% ../nbs/53_comparison.ipynb #d29187c0

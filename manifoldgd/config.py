@@ -16,7 +16,7 @@ from typing import Literal, Optional, Union
 # %% ../nbs/05_config.ipynb #d6a8e57f
 @dataclass(frozen=True)
 class DistillConfig:
-    "Distil a labelled image dataset into a few images per class."
+    "Distil a labelled image dataset into a few images per class. Settings left at None are the preset's."
 
     data: str = "digits"  # The embedded handwritten digits, or a folder of class folders (DIR, or DIR with train/ in it).
     backbone: str = "digits"  # The embedded backbone, a folder in diffusers layout, or a hub id such as facebook/DiT-XL-2-256.
@@ -26,7 +26,9 @@ class DistillConfig:
     out: Optional[str] = None  # Folder of the run (default: runs/<data>-<preset>-ipc<ipc>-seed<seed>); an unfinished run there is resumed.
 
     images: Optional[Literal["sample", "decode", "real"]] = None  # Sample the diffusion model, decode the prototypes, or copy the nearest real images.
-    prototypes: Optional[Literal["levels", "kmeans", "random", "none"]] = None  # How prototypes are chosen: tree levels, k-means, random images.
+    # How prototypes are chosen: levels or leaves of the tree, or a baseline.
+    prototypes: Optional[Literal["levels", "leaves", "kmeans", "gmm", "agglomerative-ward", "agglomerative-average", "agglomerative-complete",
+                                 "agglomerative-single", "herding", "kcenter", "random", "none"]] = None
     prototype_kind: Optional[Literal["centroid", "medoid"]] = None  # A prototype is the mean of its cluster, or the member nearest the mean.
     start_depth: Optional[int] = None  # Depth of the tree at which the level-wise choice starts; larger: more coarse nodes.
     guidance: Optional[Literal["none", "mode", "manifold"]] = None  # No guidance, pull to the prototype, or its part along the local manifold.

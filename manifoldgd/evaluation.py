@@ -114,7 +114,7 @@ def labels_for(
 
 # %% ../nbs/51_evaluation.ipynb #64b358dc
 COLUMNS = {"run": str, "data": str, "preset": str, "scheduler": str, "ipc": int, "generation_seed": int, "training_seed": int, "student": str, "protocol": str,
-           "top1_last": float, "top1_best": float, "n_test": int, "seconds": float, "group": str, "images_fingerprint": str, "test_fingerprint": str, "settings": str,
+           "top1_last": float, "top1_best": float, "split": str, "n_test": int, "seconds": float, "group": str, "images_fingerprint": str, "test_fingerprint": str, "settings": str,
            "machine": str, "torch": str, "manifoldgd": str, "commit": str}
 KEY = ["group", "images_fingerprint", "test_fingerprint", "student", "protocol", "settings", "generation_seed", "training_seed"]
 
@@ -157,7 +157,7 @@ def describe(
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}, {os.cpu_count()} cores"
     return {"run": run.folder, "data": bench.name, "preset": run.config.preset, "scheduler": run.config.scheduler, "ipc": run.config.ipc,
             "generation_seed": run.config.seed, "training_seed": training_seed, "student": f"{protocol.student}-{protocol.depth}", "protocol": config.protocol,
-            "n_test": len(bench.images), "group": run.group, "images_fingerprint": run.fingerprint[:12], "test_fingerprint": bench.fingerprint[:12],
+            "split": config.split, "n_test": len(bench.images), "group": run.group, "images_fingerprint": run.fingerprint[:12], "test_fingerprint": bench.fingerprint[:12],
             "settings": json.dumps(to_dict(protocol)), "machine": machine, "torch": torch.__version__, "manifoldgd": version("manifoldgd"), "commit": git_commit()}
 
 
