@@ -86,15 +86,16 @@ def load_backbone(
 ) -> Backbone:  # on the CPU, in float32, in eval mode
     "Load a VAE, a class-conditional DiT and their noise schedule."
     from diffusers import AutoencoderKL, DDPMScheduler, DiTPipeline, DiTTransformer2DModel
+    from diffusers.utils import is_accelerate_available
 
-    path = str(EMBEDDED.get(spec, spec))
+    path, lean = str(EMBEDDED.get(spec, spec)), {"low_cpu_mem_usage": is_accelerate_available()}  # diffusers' default, without its warning
     if Path(path).is_dir():
         missing = [part for part in ("model_index.json", "vae", "transformer", "scheduler") if not (Path(path) / part).exists()]
         if missing: raise InputError(f"Expected the backbone folder {path} to hold model_index.json, vae/, transformer/ and scheduler/, but {', '.join(missing)} is missing.")
     try:
         index = DiTPipeline.load_config(path)
-        vae = AutoencoderKL.from_pretrained(path, subfolder="vae")
-        transformer = DiTTransformer2DModel.from_pretrained(path, subfolder="transformer")
+        vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **lean)
+        transformer = DiTTransformer2DModel.from_pretrained(path, subfolder="transformer", **lean)
         scheduler = DDPMScheduler.from_pretrained(path, subfolder="scheduler")
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
