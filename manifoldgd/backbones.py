@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from .core import InputError, packaged
-from .data import ImageClass
 
 # %% ../nbs/11_backbones.ipynb #f5f8dfdf
 @dataclass
@@ -44,9 +43,9 @@ class Backbone:
     @property
     def learned_variance(self): return self.transformer.config.out_channels == 2 * self.transformer.config.in_channels
 
-    def to(self, device, dtype=torch.float32) -> "Backbone":
+    def to(self, device) -> "Backbone":
         "Move the networks."
-        self.vae.to(device, dtype), self.transformer.to(device, dtype)
+        self.vae.to(device), self.transformer.to(device)
         return self
 
     def fingerprint(self) -> str:

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['Command', 'parse', 'execute', 'main']
 
-# %% ../nbs/80_cli.ipynb #7bdc8a64
-import os
+# %% ../nbs/80_cli.ipynb #dee4e134
 import sys
 from typing import Annotated, Union
 

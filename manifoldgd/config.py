@@ -61,7 +61,7 @@ PRESETS = {
     "random": SAMPLING | dict(images="real", prototypes="random", guidance="none", strength=0., apply="score", scheduler="ddim"),
 }
 
-GUIDANCE_SCALES = {"digits": 4.}  # of the classifier-free guidance, chosen for a backbone on validation data
+GUIDANCE_SCALES = {"digits": 2.}  # of the classifier-free guidance, chosen on validation data by tools/choose_guidance_scale.py
 DEFAULT_GUIDANCE_SCALE = 4.
 
 

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from .backbones import Backbone, load_backbone, make_scheduler, match_labels
@@ -56,8 +57,8 @@ class Studio:
     def guidance(self, jobs: list):
         "Make the guidance of a batch."
         config = self.config
+        if config.guidance == "none": return NoGuidance()
         window = dict(strength=config.strength, start=config.start, stop=config.stop, apply=config.apply)
-        if config.guidance == "none": return NoGuidance(**window)
         points = torch.stack([torch.as_tensor(self.prototypes[j.c].points[j.k]).float() for j in jobs])
         if config.guidance == "mode": return ModeGuidance(points, **window)
         candidates = [find_candidates(p, self.bank.of_class(j.c), self.prototypes[j.c].members[j.k], config.n_points) for p, j in zip(points, jobs)]
@@ -133,6 +134,7 @@ def finish(studio: Studio, jobs: list, out: Path, manifest: dict):
         image_grid(torch.stack([from_pil(Image.open(j.path), studio.backbone.channels) for j in shown]), columns).save(temporary, format="png")
     with replacing(out / "metadata.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(metadata_line(studio, j)) + "\n" for j in jobs))
+    for leftover in (out / "images").rglob(".*.tmp"): leftover.unlink(missing_ok=True)  # of a process that was killed while it wrote
     write_json(out / "manifest.json", manifest | {"finished": True})
 
 

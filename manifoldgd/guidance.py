@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['Step', 'Guidance', 'NoGuidance', 'kernel_weight', 'ModeGuidance', 'ManifoldGuidance']
 
-# %% ../nbs/32_guidance.ipynb #9018cbd2
-import math
+# %% ../nbs/32_guidance.ipynb #b73bc970
 from dataclasses import dataclass
 
 import torch
