@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['EMBEDDED', 'Backbone', 'tiny_backbone', 'load_backbone', 'make_scheduler', 'imagenet_labels', 'match_labels']
 
-# %% ../nbs/11_backbones.ipynb #08c6dbc6
+# %% ../nbs/11_backbones.ipynb #cb485b12
 import csv
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,8 @@ def load_backbone(
     from diffusers.utils import is_accelerate_available
 
     path, lean = str(EMBEDDED.get(spec, spec)), {"low_cpu_mem_usage": is_accelerate_available()}  # diffusers' default, without its warning
+    if not Path(path).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
+        raise InputError(f'Expected `backbone` to be "digits", a folder in diffusers layout or a hub id (owner/name), but {spec!r} is none of these.')
     if Path(path).is_dir():
         missing = [part for part in ("model_index.json", "vae", "transformer", "scheduler") if not (Path(path) / part).exists()]
         if missing: raise InputError(f"Expected the backbone folder {path} to hold model_index.json, vae/, transformer/ and scheduler/, but {', '.join(missing)} is missing.")
@@ -133,10 +136,12 @@ def match_labels(
     by_name = {}
     for label, name in backbone.id2label.items(): by_name.setdefault(name, label)
     wnids = imagenet_labels() if backbone.null_label == 1000 else {}
-    labels = [wnids.get(c.wnid, by_name.get(c.folder, by_name.get(c.name))) for c in classes]
+    labels = [by_name.get(c.folder, by_name.get(c.name, wnids.get(c.wnid))) for c in classes]
     unknown = [c.folder for c, label in zip(classes, labels) if label is None]
     if unknown:
         known = ", ".join(list(by_name)[:5]) + (", ..." if len(by_name) > 5 else "")
         raise InputError(f"Expected every class folder to be a class of the backbone ({known}{' or ImageNet ids' if wnids else ''}), but {', '.join(unknown[:5])} is not. "
                          "Rename the folders, or train a backbone on your data with `manifoldgd pretrain`.")
+    twice = [c.folder for c, label in zip(classes, labels) if labels.count(label) > 1]
+    if twice: raise InputError(f"Expected every class folder to be a class of its own, but {', '.join(twice[:5])} mean the same class of the backbone.")
     return labels

@@ -51,7 +51,7 @@ def main(
     config = parse(arguments)
     try: execute(config)
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        print("\nStopped. What is finished is saved; the same command goes on from there.", file=sys.stderr)
         return 130
     except ValueError as error:
         if type(error).__name__ != "InputError": raise  # compared by name: its module imports torch

@@ -6,9 +6,10 @@
 __all__ = ['SAMPLING', 'PRESETS', 'GUIDANCE_SCALES', 'DEFAULT_GUIDANCE_SCALE', 'BOUNDS', 'IGNORED', 'PROTOCOLS', 'DistillConfig',
            'resolve', 'check', 'to_dict', 'from_dict', 'same_run', 'Protocol', 'EvaluateConfig', 'PretrainConfig']
 
-# %% ../nbs/05_config.ipynb #7363a2d0
+# %% ../nbs/05_config.ipynb #def8f020
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Optional, Union
@@ -33,7 +34,7 @@ class DistillConfig:
     start_depth: Optional[int] = None  # Depth of the tree at which the level-wise choice starts; larger: more coarse nodes.
     guidance: Optional[Literal["none", "mode", "manifold"]] = None  # No guidance, pull to the prototype, or its part along the local manifold.
     strength: Optional[float] = None  # Strength of the guidance.
-    apply: Optional[Literal["score", "mean"]] = None  # Guidance enters the predicted noise (any scheduler) or the posterior mean (DDPM only).
+    apply: Optional[Literal["score", "mean"]] = None  # Guidance enters the predicted noise, or the posterior mean (DDPM only).
     scheduler: Optional[Literal["ddim", "ddpm"]] = None  # Sampler.
     num_inference_steps: Optional[int] = None  # Denoising steps.
     guidance_scale: Optional[float] = None  # Scale of the classifier-free guidance.
@@ -41,12 +42,12 @@ class DistillConfig:
     stop: Optional[float] = None  # Guidance stops after this share of the steps.
     n_points: Optional[int] = None  # Real latents around a prototype that stand for its local manifold (at most the class).
     n_neighbors: Optional[int] = None  # Neighbors that span a tangent plane.
-    tangent_dim: Optional[Union[int, Literal["auto"]]] = None  # Dimension of the tangent plane; auto: 90 % of the variance around the prototype.
+    tangent_dim: Optional[Union[int, Literal["auto"]]] = None  # Dimension of the tangent plane; auto: 90 % of the variance around the prototype, at most n_neighbors - 1.
     ridge: Optional[float] = None  # Softness of the projection (0: a hard projector).
     radius: Optional[float] = None  # Final radius of the neighborhood, in units of the local spread.
     radius_factor: Optional[float] = None  # The radius starts this many times larger and shrinks over the guided steps.
 
-    batch_size: int = 100  # Images sampled at once; does not change the images.
+    batch_size: int = 50  # Images sampled at once; does not change the images.
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.
 
 # %% ../nbs/05_config.ipynb #1f106a20
@@ -71,14 +72,14 @@ def resolve(
     "Fill in what the preset and the backbone decide, and check the values."
     if config.preset not in PRESETS: raise ValueError(f"Expected `preset` to be one of {', '.join(PRESETS)}, but got {config.preset!r}.")
     defaults = PRESETS[config.preset] | {"guidance_scale": GUIDANCE_SCALES.get(config.backbone, DEFAULT_GUIDANCE_SCALE),
-                                         "out": f"runs/{Path(config.data).name}-{config.preset}-ipc{config.ipc}-seed{config.seed}"}
+                                         "out": f"runs/{Path(config.data).resolve().name}-{config.preset}-ipc{config.ipc}-seed{config.seed}"}
     config = dataclasses.replace(config, **{key: value for key, value in defaults.items() if getattr(config, key) is None})
     check(config)
     return config
 
 # %% ../nbs/05_config.ipynb #2789ca86
 BOUNDS = {"ipc": (1, None), "batch_size": (1, None), "num_inference_steps": (1, 1000), "guidance_scale": (0, None), "start_depth": (0, None), "start": (0, 1), "stop": (0, 1),
-          "n_points": (1, None), "n_neighbors": (1, None), "ridge": (0, None), "radius": (0, None), "radius_factor": (0, None)}
+          "n_points": (1, None), "n_neighbors": (1, None), "ridge": (0, None), "strength": (-1e6, 1e6), "radius": (0, None), "radius_factor": (0, None)}
 
 
 def check(
@@ -87,8 +88,10 @@ def check(
     "Raise a `ValueError` for the first field that is out of bounds."
     for key, (low, high) in BOUNDS.items():
         value = getattr(config, key)
-        if not (value >= low and (high is None or value <= high)):
+        if value in (math.inf, -math.inf) or not (value >= low and (high is None or value <= high)):
             raise ValueError(f"Expected `{key}` to be {f'at least {low}' if high is None else f'between {low} and {high}'}, but got {value}.")
+    if config.start > config.stop: raise ValueError(f"Expected `start` to be at most `stop`, but got {config.start} and {config.stop}.")
+    if config.scheduler == "ddpm" and config.num_inference_steps < 2: raise ValueError(f"Expected `num_inference_steps` to be at least 2 with DDPM, but got {config.num_inference_steps}.")
     if config.tangent_dim != "auto" and not 0 <= config.tangent_dim < config.n_neighbors:
         raise ValueError(f'Expected `tangent_dim` to be "auto" or between 0 and {config.n_neighbors - 1} (`n_neighbors` - 1), but got {config.tangent_dim}.')
     if config.apply == "mean" and config.scheduler != "ddpm":
@@ -116,7 +119,7 @@ def from_dict(
     return cls(**values)
 
 
-IGNORED = {"out", "batch_size", "device"}  # where and how, not what
+IGNORED = {"out", "batch_size", "device", "data", "backbone"}  # where and how, not what: data and backbone are known by their fingerprints, not by a path
 
 
 def same_run(

@@ -58,8 +58,10 @@ def pick_device(
 ) -> torch.device:
     "Choose the device to compute on."
     if device == "auto": device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try: return torch.device(device)
-    except RuntimeError: raise InputError(f'Expected `device` to be "auto" or a torch device such as "cpu" or "cuda:0", but got {device!r}.') from None
+    try: return torch.zeros(1, device=device).device  # a name may be well formed and its device not there
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f'Expected `device` to be "auto" or a torch device of this machine, such as "cpu" or "cuda:0", but got {device!r}: {reason}') from None
 
 # %% ../nbs/00_core.ipynb #cc8691cf
 def to_pil(

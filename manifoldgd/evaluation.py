@@ -123,6 +123,7 @@ def read_rows(
     path,  # of a CSV file; it need not exist
 ) -> pd.DataFrame:
     "Read a table of results."
+    if Path(path).is_dir(): raise InputError(f"Expected {path} to be a table of results, but it is a folder. Choose another `--out`.")
     if not Path(path).exists(): return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
     try: return pd.read_csv(path, dtype=COLUMNS, keep_default_na=False, na_values={"top1_best": [""]})[list(COLUMNS)]
     except (ValueError, KeyError) as error: raise InputError(f"Expected {path} to be a table of results, but it could not be read ({error}). Choose another `--out`.") from None
@@ -155,7 +156,7 @@ def describe(
     "Fill in the columns that are known before the training."
     protocol, device = PROTOCOLS[config.protocol], pick_device(config.device)
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}, {os.cpu_count()} cores"
-    return {"run": run.folder, "data": bench.name, "preset": run.config.preset, "scheduler": run.config.scheduler, "ipc": run.config.ipc,
+    return {"run": run.folder, "data": bench.name, "preset": run.config.preset, "scheduler": run.config.scheduler if run.config.images == "sample" else "", "ipc": run.config.ipc,
             "generation_seed": run.config.seed, "training_seed": training_seed, "student": f"{protocol.student}-{protocol.depth}", "protocol": config.protocol,
             "split": config.split, "n_test": len(bench.images), "group": run.group, "images_fingerprint": run.fingerprint[:12], "test_fingerprint": bench.fingerprint[:12],
             "settings": json.dumps(to_dict(protocol)), "machine": machine, "torch": torch.__version__, "manifoldgd": version("manifoldgd"), "commit": git_commit()}

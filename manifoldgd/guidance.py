@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from .core import to_points
-from .neighborhood import Candidates, nearest_neighbors, radius_factor
+from .neighborhood import Candidates, annealed_factor, nearest_neighbors
 from .tangent import TangentSpace, fit_tangent, variance_dim
 
 # %% ../nbs/32_guidance.ipynb #9d89176b
@@ -33,7 +33,7 @@ class Guidance:
         strength: float = .1,  # factor of the guidance vector
         start: float = 0.,  # share of the steps before which it is off
         stop: float = .5,  # share of the steps from which on it is off
-        apply: str = "score",  # "score": change the predicted noise (any scheduler); "mean": move the posterior mean (DDPM)
+        apply: str = "score",  # "score": change the predicted noise; "mean": move the posterior mean (DDPM only)
     ):
         if apply not in ("score", "mean"): raise ValueError(f'Expected `apply` to be "score" or "mean", but got {apply!r}.')
         self.strength, self.start, self.stop, self.apply = strength, start, stop, apply
@@ -113,17 +113,18 @@ class ManifoldGuidance(ModeGuidance):
     ):
         super().__init__(prototypes, strength, kernel, bandwidth, candidates.spread, start, stop, apply)
         self.candidates, self.ridge, self.radius, self.radius_factor = candidates, ridge, radius, radius_factor
-        self.n_neighbors = min(n_neighbors, int(candidates.count.min()))
+        self.n_neighbors = n_neighbors
         if tangent_dim == "auto": tangent_dim = torch.tensor([variance_dim(points[:n]) for points, n in zip(candidates.points, candidates.count)])
-        self.tangent_dim = torch.as_tensor(tangent_dim).clamp(max=self.n_neighbors - 1)
+        most = candidates.count.clamp(max=n_neighbors) - 1  # directions that the neighbors of each sample can span
+        self.tangent_dim = torch.minimum(torch.as_tensor(tangent_dim).to(most), most)
 
     def plane(self, step: Step) -> TangentSpace:
         "The tangent plane at each sample."
         if self.candidates.points.device != step.x0.device: self.candidates = self.candidates.to(step.x0.device)
         window = self.window(step.count)
-        factor = radius_factor(step.index - window.start, len(window), self.radius_factor)
-        neighbors = nearest_neighbors(step.x0, self.candidates, self.n_neighbors, self.radius * factor)
-        return fit_tangent(neighbors, self.tangent_dim.to(step.x0.device), self.ridge)
+        factor = annealed_factor(step.index - window.start, len(window), self.radius_factor)
+        neighbors, there = nearest_neighbors(step.x0, self.candidates, self.n_neighbors, self.radius * factor)
+        return fit_tangent(neighbors, self.tangent_dim.to(step.x0.device), self.ridge, there)
 
     def vector(self, step: Step) -> torch.Tensor:
         return self.plane(step).tangent(self.mode_vector(step))

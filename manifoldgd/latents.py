@@ -35,7 +35,8 @@ def decode(
     latents: torch.Tensor,  # (N, c, h, w) scaled latents
 ) -> torch.Tensor:  # (N, C, H, W) in [-1, 1], float32
     "Decode scaled latents into images."
-    return vae.decode(latents.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample.float().clamp(-1, 1)
+    latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    return torch.cat([vae.decode(part).sample.float().clamp(-1, 1) for part in latents.split(16)])  # 16 at once: images are large, latents are not
 
 # %% ../nbs/12_latents.ipynb #0dd3d591
 @dataclass

@@ -10,7 +10,7 @@ import inspect
 import math
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, DiTTransformer2DModel, ImagePipelineOutput
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, DiTTransformer2DModel, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 
 from .core import draw_noise, to_points
@@ -24,8 +24,9 @@ def step_deviation(
     variance_pred: torch.Tensor = None,  # the model's v, if it learned the variance
 ):  # a number, or a tensor in the shape of `variance_pred`
     "The standard deviation of the noise that a DDPM step adds."
-    previous = scheduler.previous_timestep(t)
-    abar, abar_previous = scheduler.alphas_cumprod[t], scheduler.alphas_cumprod[previous] if previous >= 0 else torch.tensor(1.)
+    previous = int(scheduler.previous_timestep(t))
+    if previous < 0: return 0.  # the last step adds no noise
+    abar, abar_previous = scheduler.alphas_cumprod[int(t)], scheduler.alphas_cumprod[previous]
     beta = 1 - abar / abar_previous
     posterior = ((1 - abar_previous) / (1 - abar) * beta).clamp(min=1e-20)
     if variance_pred is None: return posterior.sqrt().item()
@@ -46,7 +47,9 @@ def sample(
 ) -> tuple:  # (samples (N, ...), trace: one dict per guided step, empty unless asked for)
     "Denoise samples step by step with a guidance."
     if guidance.apply == "mean" and not hasattr(scheduler, "previous_timestep"): raise ValueError(f'Expected a DDPMScheduler with `apply="mean"`, but got {type(scheduler).__name__}. Use `apply="score"`.')
+    if len(getattr(guidance, "prototypes", latents)) != len(latents): raise ValueError(f"Expected one prototype per sample, but got {len(guidance.prototypes)} for {len(latents)} samples.")
     scheduler.set_timesteps(num_inference_steps, device=latents.device)
+    learned = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type.startswith("learned")
     draws = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     x, records = latents * scheduler.init_noise_sigma, []
     for i, t in enumerate(scheduler.timesteps):
@@ -54,17 +57,17 @@ def sample(
         noise_pred, variance_pred = output if isinstance(output, tuple) else (output, None)
         push = None
         if guidance.active(i, num_inference_steps):
-            abar = scheduler.alphas_cumprod[t].item()
+            abar = scheduler.alphas_cumprod[int(t)].item()
             x0 = (x - math.sqrt(1 - abar) * noise_pred) / math.sqrt(abar)
             step = Step(to_points(x).float(), to_points(x0).float(), to_points(noise_pred).float(), abar, i, num_inference_steps)
             push = guidance.strength * guidance.vector(step).reshape(x.shape).to(x.dtype)
             if trace: records.append(trace_step(step, push, guidance, t))
             if guidance.apply == "score": noise_pred = noise_pred - math.sqrt(1 - abar) * push
-        learned = str(scheduler.config.get("variance_type")).startswith("learned")
         following = scheduler.step(torch.cat([noise_pred, variance_pred], 1) if learned else noise_pred, t, x, **draws).prev_sample
         if push is not None and guidance.apply == "mean": following = following + step_deviation(scheduler, t, variance_pred) * push
         x = following
         if callback: callback(i, t, x)
+    if not x.isfinite().all(): raise ValueError(f"Expected finite samples, but {int((~to_points(x).isfinite()).any(1).sum())} of {len(x)} are not. Is the strength ({guidance.strength}) too large?")
     return x, records
 
 
@@ -96,8 +99,6 @@ def classifier_free(
 # %% ../nbs/40_sampling.ipynb #da59e2d7
 class ManifoldGDPipeline(DiffusionPipeline):
     "Sample a class-conditional latent diffusion model with a guidance."
-
-    model_cpu_offload_seq = "transformer->vae"
 
     def __init__(self,
         vae: AutoencoderKL,
@@ -142,5 +143,4 @@ class ManifoldGDPipeline(DiffusionPipeline):
         images = latents
         if output_type != "latent":
             images = VaeImageProcessor(do_resize=False).postprocess(decode(self.vae, latents), output_type=output_type)
-        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -36,21 +36,24 @@ def fit_tangent(
     neighbors: torch.Tensor,  # (..., K, D) the patch
     tangent_dim=3,  # d: a number, or a tensor (...) with one for each patch
     ridge: float = 0.,  # softness of the projector, 0 = hard
+    there: torch.Tensor = None,  # (..., K) false for rows that only pad a smaller patch
 ) -> TangentSpace:
     "Fit a tangent plane to each patch by principal component analysis (paper, section on tangent estimation)."
     k = neighbors.shape[-2]
     dims = torch.as_tensor(tangent_dim, device=neighbors.device)
     if dims.min() < 0 or dims.max() > k - 1: raise ValueError(f"Expected `tangent_dim` to be between 0 and {k - 1} (one less than the {k} neighbors), but got {tangent_dim}.")
-    exact = torch.float32 if neighbors.device.type == "mps" else torch.float64
-    mean = neighbors.mean(-2)
-    centered = (neighbors - mean.unsqueeze(-2)).to(exact)
+    there = (torch.ones_like(neighbors[..., 0]) if there is None else there).unsqueeze(-1).to(neighbors)
+    mean = (neighbors * there).sum(-2) / there.sum(-2)
+    centered = (neighbors - mean.unsqueeze(-2)) * there
+    if centered.device.type == "mps": centered, dims, there = centered.cpu(), dims.cpu(), there.cpu()  # it has no float64
+    centered = centered.double()
     variances, vectors = torch.linalg.eigh(centered @ centered.mT)  # rising
     variances, vectors = variances.flip(-1)[..., :k - 1].clamp(min=0), vectors.flip(-1)[..., :k - 1]
     real = (variances > 1e-10 * variances[..., :1]) & (torch.arange(k - 1, device=dims.device) < dims.unsqueeze(-1))
-    basis = vectors.mT @ centered / variances.clamp(min=torch.finfo(exact).tiny).sqrt().unsqueeze(-1)
-    weights = variances / (variances + ridge * variances.sum(-1, keepdim=True) / k) if ridge else torch.ones_like(variances)
+    basis = vectors.mT @ centered / variances.clamp(min=torch.finfo(torch.float64).tiny).sqrt().unsqueeze(-1)
+    weights = variances / (variances + ridge * variances.sum(-1, keepdim=True) / there.sum(-2)) if ridge else torch.ones_like(variances)
     basis, weights = torch.where(real.unsqueeze(-1), basis, 0), torch.where(real, weights, 0)
-    return TangentSpace(mean, basis.to(neighbors.dtype), weights.to(neighbors.dtype))
+    return TangentSpace(mean, basis.to(neighbors), weights.to(neighbors))
 
 # %% ../nbs/31_tangent.ipynb #1cf290fc
 def variance_dim(
