@@ -47,7 +47,7 @@ class DistillConfig:
     radius: Optional[float] = None  # Final radius of the neighborhood, in units of the local spread.
     radius_factor: Optional[float] = None  # The radius starts this many times larger and shrinks over the guided steps.
 
-    batch_size: int = 50  # Images sampled at once; does not change the images.
+    batch_size: int = 50  # Images sampled at once; changes no image beyond rounding.
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.
 
 # %% ../nbs/05_config.ipynb #1f106a20
