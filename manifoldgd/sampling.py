@@ -38,7 +38,7 @@ def step_deviation(
 def sample(
     eps_model,  # (x_t, t) -> predicted noise, or a pair with the model's v for a learned variance
     latents: torch.Tensor,  # (N, ...) standard normal noise, any shape
-    scheduler,  # a diffusers scheduler
+    scheduler,  # a diffusers `DDPMScheduler` or `DDIMScheduler`
     guidance=NoGuidance(),  # for these N samples
     num_inference_steps: int = 50,
     generator=None,  # one `torch.Generator` per sample, or one for all; only stochastic schedulers draw
@@ -103,7 +103,7 @@ class ManifoldGDPipeline(DiffusionPipeline):
     def __init__(self,
         vae: AutoencoderKL,
         transformer: DiTTransformer2DModel,
-        scheduler,  # any diffusers scheduler
+        scheduler,  # a diffusers `DDPMScheduler` or `DDIMScheduler`
         id2label: dict = None,  # label -> class name
     ):
         super().__init__()
