@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .backbones import Backbone, load_backbone, make_scheduler, match_labels
 from .config import DistillConfig, from_dict, resolve, same_run, to_dict
 from .core import InputError, draw_noise, from_pil, git_commit, image_generator, image_grid, pick_device, replacing, to_pil, to_points
-from .data import ImageData, load_data
+from .data import ImageData, load_data, resize_and_crop
 from .guidance import ManifoldGuidance, ModeGuidance, NoGuidance
 from .latents import LatentBank, decode, latent_bank
 from .neighborhood import find_candidates, stack_candidates
@@ -49,10 +49,12 @@ class Studio:
     "Everything that making an image needs."
     config: DistillConfig  # resolved
     data: ImageData
-    backbone: Backbone
+    backbone: Backbone  # None where real images are drawn at random
     labels: list  # the backbone's label of each class
     bank: LatentBank = None  # the real latents, if they are needed
     prototypes: list = None  # `Prototypes` of each class, if they are needed
+    drawn: list = None  # numbers of the real images of each class that are copied, if they are drawn at random
+    mode: str = "RGB"  # "L" where all of them are gray
 
     def guidance(self, jobs: list):
         "Make the guidance of a batch."
@@ -79,6 +81,18 @@ class Studio:
         latents, _ = sample(eps_model, draw_noise(backbone.latent_shape, generators, device), make_scheduler(config.scheduler, backbone), self.guidance(jobs),
                             config.num_inference_steps, generators, after_step)
         return decode(backbone.vae, latents).cpu()
+
+    def draw_real(self):
+        "Draw real images of every class at random, and open each once: an unreadable one is found before anything is written."
+        seed, ipc, data = self.config.seed, self.config.ipc, self.data
+        orders = [torch.randperm(len(data.of_class(c)), generator=image_generator(seed, info.folder, 0, "prototypes")) for c, info in enumerate(data.classes)]
+        self.drawn = [data.of_class(c)[order[:ipc]].tolist() for c, order in enumerate(orders)]
+        self.mode = "L" if {data.open(i).mode for numbers in self.drawn for i in numbers} == {"L"} else "RGB"
+
+    def pictures(self, jobs: list, after_step=None) -> list:  # of PIL images
+        "Make the images of a batch, ready to be saved."
+        if self.drawn: return [self.data.open(self.drawn[j.c][j.k]).convert(self.mode) for j in jobs]
+        return to_pil(self.make(jobs, after_step))
 
     def nearest_real(self, job: Job) -> torch.Tensor:
         "The real image whose latent is nearest to the job's prototype."
@@ -123,6 +137,7 @@ def metadata_line(studio: Studio, job: Job) -> dict:
     if studio.prototypes:
         chosen = studio.prototypes[job.c]
         line |= {"prototype": job.k, "node": chosen.node[job.k], "depth": chosen.depth[job.k]}  # null where there is no tree
+    if studio.drawn: line["source"] = studio.data.files[studio.drawn[job.c][job.k]]
     return line | {"seed": config.seed, "preset": config.preset}
 
 
@@ -131,8 +146,10 @@ def finish(studio: Studio, jobs: list, out: Path, manifest: dict):
     with replacing(out / "metadata.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(metadata_line(studio, j)) + "\n" for j in jobs))
     shown = [j for j in jobs if j.k < 20 and j.c < 20]  # a picture to look at, however large the dataset
+    pictures = [Image.open(j.path) for j in shown]
+    size, channels = min(min(p.size) for p in pictures), 1 if all(p.mode == "L" for p in pictures) else 3  # copies of real images may differ in size
     with replacing(out / "gallery.png") as temporary:
-        image_grid(torch.stack([from_pil(Image.open(j.path), studio.backbone.channels) for j in shown]), min(studio.config.ipc, 20)).save(temporary, format="png")
+        image_grid(torch.stack([from_pil(resize_and_crop(p, size), channels) for p in pictures]), min(studio.config.ipc, 20)).save(temporary, format="png")
     for leftover in (out / "images").rglob(".*.tmp"): leftover.unlink(missing_ok=True)  # of a process that was killed while it wrote
     write_json(out / "manifest.json", manifest | {"finished": True})
 
@@ -144,17 +161,18 @@ def distill(
     "Distil a dataset, or finish a run that was stopped."
     try: config = resolve(config)
     except ValueError as error: raise InputError(str(error)) from None
-    out, device = Path(config.out), pick_device(config.device)
-    data, backbone = load_data(config.data), load_backbone(config.backbone)
-    labels = match_labels(data.classes, backbone)
+    out, device, copies = Path(config.out), pick_device(config.device), config.images == "real" and config.prototypes == "random"
+    data, backbone = load_data(config.data), None if copies else load_backbone(config.backbone)
+    labels = [None] * len(data.classes) if copies else match_labels(data.classes, backbone)
     few = min(range(len(data.classes)), key=lambda c: len(data.of_class(c)))
     if config.prototypes != "none" and len(data.of_class(few)) < config.ipc:
         raise InputError(f"Expected `ipc` to be at most the images of the smallest class, {len(data.of_class(few))} in {data.classes[few].folder!r}, but got {config.ipc}.")
-    fingerprints = (data.fingerprint(), backbone.fingerprint())
+    fingerprints = (data.fingerprint(), "none" if copies else backbone.fingerprint())
     manifest = check_run(out, new_manifest(config, data, labels, fingerprints))
 
-    studio, jobs = Studio(config, data, backbone.to(device), labels), plan(out, data, config.ipc)
-    if config.prototypes != "none":
+    studio, jobs = Studio(config, data, None if copies else backbone.to(device), labels), plan(out, data, config.ipc)
+    if copies: studio.draw_real()
+    elif config.prototypes != "none":
         studio.bank = latent_bank(backbone, data, fingerprints, progress=progress)
         studio.prototypes = class_prototypes(studio.bank, data.classes, config.ipc, config.prototypes, config.prototype_kind, config.start_depth, config.seed, progress)
     if not (out / "manifest.json").exists(): write_json(out / "manifest.json", manifest)
@@ -163,8 +181,7 @@ def distill(
     ticks = config.num_inference_steps if config.images == "sample" else 1
     with tqdm(total=len(batches) * ticks, desc=f"{config.preset}: {len(missing)} images", disable=not progress or None) as bar:
         for batch in batches:
-            images = studio.make(batch, lambda *_: bar.update())
-            for job, image in zip(batch, to_pil(images)):
+            for job, image in zip(batch, studio.pictures(batch, lambda *_: bar.update())):
                 with replacing(job.path) as temporary: image.save(temporary, format="png")
             if ticks == 1: bar.update()
     finish(studio, jobs, out, manifest)
