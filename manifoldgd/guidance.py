@@ -13,7 +13,7 @@ import torch
 
 from .core import to_points
 from .neighborhood import NOISES, Candidates, annealed, at_noise_level, nearest_neighbors, sphere_candidates
-from .tangent import TangentSpace, fit_tangent, variance_dim
+from .tangent import fit_tangent, variance_dim
 
 # %% ../nbs/32_guidance.ipynb #9d89176b
 @dataclass

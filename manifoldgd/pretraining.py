@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .augmentation import random_affine
-from .backbones import Backbone, make_scheduler
+from .backbones import Backbone
 from .config import PretrainConfig, to_dict
 from .core import InputError, image_generator, image_grid, pick_device, replacing
 from .data import ImageData, load_data
