@@ -23,6 +23,7 @@ from .data import ImageData, load_data
 from .latents import decode, encode
 from .losses import dit_loss, new_dit, new_vae, vae_loss
 from .sampling import ManifoldGDPipeline
+from .schedulers import make_scheduler
 
 # %% ../nbs/70_pretraining.ipynb #a87cc3fd
 def learning_rate_factor(
