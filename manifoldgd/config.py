@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLING', 'PRESETS', 'GUIDANCE_SCALES', 'DEFAULT_GUIDANCE_SCALE', 'BOUNDS', 'IGNORED', 'SMALL', 'PROTOCOLS', 'GRAY',
            'DistillConfig', 'resolve', 'check', 'to_dict', 'from_dict', 'same_run', 'Protocol', 'adapt',
-           'default_protocol', 'shorten', 'EvaluateConfig', 'PretrainConfig']
+           'default_protocol', 'shorten', 'EvaluateConfig', 'MetricsConfig', 'PretrainConfig']
 
 # %% ../nbs/05_config.ipynb #def8f020
 import dataclasses
@@ -256,6 +256,19 @@ class EvaluateConfig:
     out: str = "results.csv"  # One row per training; trainings that stand there already are not repeated.
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.
     workers: Optional[int] = None  # Trainings side by side on a CPU, one core each (default: one per core).
+
+# %% ../nbs/05_config.ipynb #dataclass-frozen-true
+@dataclass(frozen=True)
+class MetricsConfig:
+    "Measure how near the images of one or more runs are to the real ones, and how varied they are, beside real images."
+
+    runs: tuple[str, ...]  # Folders of runs of one dataset, as `manifoldgd distill` wrote them.
+    features: Literal["student", "latents"] = "student"  # Where features come from: a small network trained on the real images (once, then kept), or the VAE.
+    draws: int = 10  # Random sets of real images that are measured for comparison.
+    data: Optional[str] = None  # Where the real training images are, if the data of the run have moved.
+    backbone: Optional[str] = None  # Backbone whose VAE makes the latents (default: that of the runs).
+    out: str = "metrics.csv"  # One row per run and metric.
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.
 
 # %% ../nbs/05_config.ipynb #e9969363
 @dataclass(frozen=True)
