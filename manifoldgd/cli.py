@@ -11,12 +11,13 @@ from typing import Annotated, Union
 
 import tyro
 
-from .config import DistillConfig, EvaluateConfig, PretrainConfig
+from .config import DistillConfig, EvaluateConfig, MetricsConfig, PretrainConfig
 
 # %% ../nbs/80_cli.ipynb #6335c167
 Command = Union[
     Annotated[DistillConfig, tyro.conf.subcommand("distill")],
     Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate"), tyro.conf.PositionalRequiredArgs],
+    Annotated[MetricsConfig, tyro.conf.subcommand("metrics"), tyro.conf.PositionalRequiredArgs],
     Annotated[PretrainConfig, tyro.conf.subcommand("pretrain")],
 ]
 
@@ -39,6 +40,10 @@ def execute(config):
         from manifoldgd.evaluation import evaluate
         print(format_summary(summarize(evaluate(config), config.baseline)))
         print(f"One row per training is in {config.out}.")
+    elif isinstance(config, MetricsConfig):
+        from manifoldgd.measurement import format_metrics, measure_runs
+        print(format_metrics(measure_runs(config)))
+        print(f"One row per run and metric is in {config.out}.")
     else:
         from manifoldgd.pretraining import pretrain
         print(f"The backbone is in {pretrain(config)}; use it with `--backbone`.")

@@ -48,6 +48,16 @@ def test_distill_and_evaluate(run, tmp_path):
     assert len((tmp_path/'results.csv').read_text().splitlines()) == 2
 
 
+def test_metrics_of_real_images(run, tmp_path):
+    "A run that has no backbone: no latents, so no distance off the manifold."
+    assert run(*DISTILL, '--preset', 'random').returncode == 0
+    done = run('metrics', 'runs/digits-random-ipc1-seed0', '--draws', 2)
+    assert done.returncode == 0 and 'real images' in done.stdout and 'student ConvNet-3' in done.stdout, done.stderr
+    assert len((tmp_path/'metrics.csv').read_text().splitlines()) == 10
+    done = run('metrics', 'runs/digits-random-ipc1-seed0', '--draws', 2, '--features', 'latents')
+    assert done.returncode == 2 and '`--backbone`' in done.stderr and 'Traceback' not in done.stderr
+
+
 @pytest.mark.parametrize('arguments, words', [
     (['distill', '--ipc', '500'], ['`ipc`', '500']),
     (['distill', '--data', 'nowhere'], ['nowhere']),
@@ -55,6 +65,7 @@ def test_distill_and_evaluate(run, tmp_path):
     (['distill', '--preset', 'best'], ['best']),
     (['distill', '--out', 'taken'], ['taken', '--out']),
     (['evaluate', 'taken'], ['taken']),
+    (['metrics', 'taken'], ['taken']),
 ])
 def test_bad_input_is_one_clear_line(run, tmp_path, arguments, words):
     (tmp_path/'taken').mkdir()
