@@ -112,6 +112,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/manifoldgd', 'doc_host': '
                                                                                  'manifoldgd/distillation.py'),
                                          'manifoldgd.distillation.metadata_line': ( 'distillation.html#metadata_line',
                                                                                     'manifoldgd/distillation.py'),
+                                         'manifoldgd.distillation.new_guidance': ( 'distillation.html#new_guidance',
+                                                                                   'manifoldgd/distillation.py'),
                                          'manifoldgd.distillation.new_manifest': ( 'distillation.html#new_manifest',
                                                                                    'manifoldgd/distillation.py'),
                                          'manifoldgd.distillation.plan': ('distillation.html#plan', 'manifoldgd/distillation.py'),

@@ -96,7 +96,7 @@ class ModeGuidance(Guidance):
 
     def mode_vector(self, step: Step) -> torch.Tensor:
         "The gradient of the log kernel (B, D)."
-        prototypes = self.prototypes.to(step.x0)
+        self.prototypes = prototypes = self.prototypes.to(step.x0)  # moved once
         if self.space == "xt": return (math.sqrt(step.alpha_cumprod) * prototypes - step.x) / (1 - step.alpha_cumprod)
         difference = prototypes - step.x0
         if self.kernel == "rbf": return difference / self.bandwidth ** 2  # whatever the spread, even none
@@ -139,6 +139,7 @@ class ManifoldGuidance(ModeGuidance):
         self.candidates, self.n_neighbors, self.ridge, self.projection, self.noise, self.generator = candidates, n_neighbors, ridge, projection, noise, generator
         self.adaptive, self.radius, self.radius_factor, self.annealing, self.anneal_steps = adaptive, radius, radius_factor, annealing, anneal_steps
         if tangent_dim == "auto": tangent_dim = torch.tensor([variance_dim(points[:n]) for points, n in zip(candidates.points, candidates.count)])
+        if torch.as_tensor(tangent_dim).min() < 0: raise ValueError(f'Expected `tangent_dim` to be "auto" or at least 0, but got {tangent_dim}.')
         most = candidates.count.clamp(max=n_neighbors) - 1  # directions that the neighbors of each sample can span
         self.tangent_dim = torch.minimum(torch.as_tensor(tangent_dim).to(most), most)
 

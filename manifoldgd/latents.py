@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from .backbones import Backbone
-from .core import replacing
+from .core import InputError, replacing
 from .data import ImageData
 
 # %% ../nbs/12_latents.ipynb #e4bbfeed
@@ -70,5 +70,8 @@ def latent_bank(
     batches = torch.arange(len(data)).split(batch_size)
     latents = torch.cat([encode(backbone.vae, data.images(batch, backbone.image_size, backbone.channels)).float().cpu()
                          for batch in tqdm(batches, desc="encode", disable=not progress or None)])
+    lost = (~latents.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    if lost: raise InputError(f"Expected finite latents, but the VAE gave NaN or infinity for {len(lost)} of {len(data)} images, the first of them number {lost[0]}, "
+                              f"of class {data.classes[data.labels[lost[0]]].folder!r}. Is it damaged, or does the VAE overflow in half precision?")
     with replacing(path) as temporary: save_file({"latents": latents.contiguous()}, temporary)
     return LatentBank(latents, data.labels)

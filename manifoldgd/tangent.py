@@ -40,8 +40,9 @@ def fit_tangent(
 ) -> TangentSpace:
     "Fit a tangent plane to each patch by principal component analysis (paper, section on tangent estimation)."
     k = neighbors.shape[-2]
-    dims = torch.as_tensor(tangent_dim, device=neighbors.device)
-    if dims.min() < 0 or dims.max() > k - 1: raise ValueError(f"Expected `tangent_dim` to be between 0 and {k - 1} (one less than the {k} neighbors), but got {tangent_dim}.")
+    dims = torch.as_tensor(tangent_dim)
+    if dims.device.type == "cpu" and (dims.min() < 0 or dims.max() > k - 1): raise ValueError(f"Expected `tangent_dim` to be between 0 and {k - 1} (one less than the {k} neighbors), but got {tangent_dim}.")
+    dims = dims.to(neighbors.device, non_blocking=True)  # on a GPU it is not looked at: that would wait
     there = (torch.ones_like(neighbors[..., 0]) if there is None else there).unsqueeze(-1).to(neighbors)
     mean = (neighbors * there).sum(-2) / there.sum(-2)
     centered = (neighbors - mean.unsqueeze(-2)) * there
