@@ -22,7 +22,7 @@ class DistillConfig:
 
     data: str = "digits"  # The embedded handwritten digits, or a folder of class folders (DIR, or DIR with train/ in it).
     backbone: str = "digits"  # The embedded backbone, a folder in diffusers layout, or a hub id such as facebook/DiT-XL-2-256.
-    preset: Literal["manifoldgd", "mgd", "dit", "decoded", "random"] = "manifoldgd"  # Where all settings below come from, unless given.
+    preset: Literal["manifoldgd", "paper", "released", "mgd", "dit", "decoded", "random"] = "manifoldgd"  # Where all settings below come from, unless given.
     ipc: int = 10  # Images per class.
     seed: int = 0  # Seed of the run: image k of a class has a generator of its own, made from it.
     out: Optional[str] = None  # Folder of the run (default: runs/<data>-<preset>-ipc<ipc>-seed<seed>); an unfinished run there is resumed.
@@ -33,34 +33,51 @@ class DistillConfig:
                                  "agglomerative-single", "herding", "kcenter", "random", "none"]] = None
     prototype_kind: Optional[Literal["centroid", "medoid"]] = None  # A prototype is the mean of its cluster, or the member nearest the mean.
     start_depth: Optional[int] = None  # Depth of the tree at which the level-wise choice starts; larger: more coarse nodes.
-    guidance: Optional[Literal["none", "mode", "manifold"]] = None  # No guidance, pull to the prototype, or its part along the local manifold.
+    # No guidance, the pull to the prototype (MGD), its part along the local manifold, or what the paper's released code computes.
+    guidance: Optional[Literal["none", "mode", "manifold", "released"]] = None
     strength: Optional[float] = None  # Strength of the guidance.
     apply: Optional[Literal["score", "mean"]] = None  # Guidance enters the predicted noise, or the posterior mean (DDPM only).
-    scheduler: Optional[Literal["ddim", "ddpm"]] = None  # Sampler.
-    num_inference_steps: Optional[int] = None  # Denoising steps.
-    guidance_scale: Optional[float] = None  # Scale of the classifier-free guidance.
+    space: Optional[Literal["x0", "xt"]] = None  # The pull acts on the predicted clean sample, or on the noisy one.
+    kernel: Optional[Literal["rbf", "laplace", "imq"]] = None  # How the pull depends on the distance to the prototype.
+    bandwidth: Optional[float] = None  # Width of the kernel, in units of the local spread.
     start: Optional[float] = None  # Guidance starts after this share of the steps.
     stop: Optional[float] = None  # Guidance stops after this share of the steps.
+    scheduler: Optional[Literal["ddim", "ddpm", "dpm++", "unipc", "euler"]] = None  # Sampler.
+    num_inference_steps: Optional[int] = None  # Denoising steps.
+    guidance_scale: Optional[float] = None  # Scale of the classifier-free guidance.
+    cfg_channels: Optional[Union[int, Literal["all"]]] = None  # The first latent channels that it acts on.
+
     n_points: Optional[int] = None  # Real latents around a prototype that stand for its local manifold (at most the class).
     n_neighbors: Optional[int] = None  # Neighbors that span a tangent plane.
+    adaptive: Optional[bool] = None  # Take more neighbors, up to 32, where they are nearly as near.
+    noise: Optional[Literal["predicted", "shared", "independent"]] = None  # How the neighbors are brought to the sample's noise level.
     tangent_dim: Optional[Union[int, Literal["auto"]]] = None  # Dimension of the tangent plane; auto: 90 % of the variance around the prototype, at most n_neighbors - 1.
     ridge: Optional[float] = None  # Softness of the projection (0: a hard projector).
-    radius: Optional[float] = None  # Final radius of the neighborhood, in units of the local spread.
-    radius_factor: Optional[float] = None  # The radius starts this many times larger and shrinks over the guided steps.
+    projection: Optional[Union[float, Literal["annealed"]]] = None  # Share of the pull's normal part that is taken away (1: the paper's projection, 0: MGD).
+    radius: Optional[float] = None  # Final radius of the neighborhood, in units of the local spread (released: of the latents).
+    radius_factor: Optional[float] = None  # The radius starts this many times larger and shrinks.
+    annealing: Optional[Literal["exp", "linear", "cosine", "constant"]] = None  # How it shrinks.
+    anneal_steps: Optional[Union[int, Literal["all"]]] = None  # Guided steps over which it shrinks.
+    pull: Optional[float] = None  # Released only: length of its pull toward the plane of its cloud.
+    pull_width: Optional[float] = None  # Released only: distance at which that pull is full, in units of the latents.
 
+    trace: bool = False  # Write what the guidance did at every step to <out>/trace.csv.
     batch_size: int = 50  # Images sampled at once; changes no image beyond rounding.
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.
 
 # %% ../nbs/05_config.ipynb #1f106a20
-SAMPLING = dict(images="sample", prototype_kind="centroid", start_depth=2, num_inference_steps=50, start=0., stop=.5,
-                n_points=300, n_neighbors=12, tangent_dim="auto", ridge=0., radius=1., radius_factor=2.)
-
+SAMPLING = dict(images="sample", prototype_kind="centroid", start_depth=2, strength=.1, apply="score", space="x0", kernel="rbf", bandwidth=1., start=0., stop=.5,
+                scheduler="ddim", num_inference_steps=50, cfg_channels="all", n_points=300, n_neighbors=12, adaptive=False, noise="predicted", tangent_dim="auto",
+                ridge=0., projection=1., radius=1., radius_factor=2., annealing="exp", anneal_steps="all", pull=0., pull_width=1.)
 PRESETS = {
-    "manifoldgd": SAMPLING | dict(prototypes="levels", guidance="manifold", strength=.1, apply="score", scheduler="ddim"),
-    "mgd": SAMPLING | dict(prototypes="kmeans", guidance="mode", strength=.1, apply="mean", scheduler="ddpm"),
-    "dit": SAMPLING | dict(prototypes="none", guidance="none", strength=0., apply="score", scheduler="ddim"),
-    "decoded": SAMPLING | dict(images="decode", prototypes="levels", guidance="none", strength=0., apply="score", scheduler="ddim"),
-    "random": SAMPLING | dict(images="real", prototypes="random", guidance="none", strength=0., apply="score", scheduler="ddim"),
+    "manifoldgd": SAMPLING | dict(prototypes="levels", guidance="manifold"),
+    "paper": SAMPLING | dict(prototypes="levels", guidance="manifold", strength=1., space="xt", scheduler="ddpm", noise="independent", tangent_dim=3),
+    "released": SAMPLING | dict(prototypes="leaves", guidance="released", apply="mean", scheduler="ddpm", stop=.48, cfg_channels=3, noise="independent", tangent_dim=3,
+                                radius=.1, anneal_steps=5, pull=.1, pull_width=.1),
+    "mgd": SAMPLING | dict(prototypes="kmeans", guidance="mode", apply="mean", scheduler="ddpm"),
+    "dit": SAMPLING | dict(prototypes="none", guidance="none", strength=0.),
+    "decoded": SAMPLING | dict(images="decode", prototypes="levels", guidance="none", strength=0.),
+    "random": SAMPLING | dict(images="real", prototypes="random", guidance="none", strength=0.),
 }
 
 GUIDANCE_SCALES = {"digits": 2.}  # of the classifier-free guidance, chosen on validation data by tools/choose_guidance_scale.py
@@ -79,7 +96,7 @@ def resolve(
     return config
 
 # %% ../nbs/05_config.ipynb #2789ca86
-BOUNDS = {"ipc": (1, None), "batch_size": (1, None), "num_inference_steps": (1, 1000), "guidance_scale": (0, None), "start_depth": (0, None), "start": (0, 1), "stop": (0, 1),
+BOUNDS = {"ipc": (1, None), "batch_size": (1, None), "num_inference_steps": (1, 1000), "guidance_scale": (0, None), "start_depth": (0, None), "start": (0, 1), "stop": (0, 1), "bandwidth": (1e-6, None), "pull": (0, None), "pull_width": (1e-6, None),
           "n_points": (1, None), "n_neighbors": (1, None), "ridge": (0, None), "strength": (-1e6, 1e6), "radius": (0, None), "radius_factor": (0, None)}
 
 
@@ -95,6 +112,14 @@ def check(
     if config.scheduler == "ddpm" and config.num_inference_steps < 2: raise ValueError(f"Expected `num_inference_steps` to be at least 2 with DDPM, but got {config.num_inference_steps}.")
     if config.tangent_dim != "auto" and not 0 <= config.tangent_dim < config.n_neighbors:
         raise ValueError(f'Expected `tangent_dim` to be "auto" or between 0 and {config.n_neighbors - 1} (`n_neighbors` - 1), but got {config.tangent_dim}.')
+    if config.projection != "annealed" and not 0 <= config.projection <= 1: raise ValueError(f'Expected `projection` to be "annealed" or between 0 and 1, but got {config.projection}.')
+    for key in ("anneal_steps", "cfg_channels"):
+        if getattr(config, key) != "all" and getattr(config, key) < 1: raise ValueError(f'Expected `{key}` to be "all" or at least 1, but got {getattr(config, key)}.')
+    if config.space == "xt" and config.kernel != "rbf": raise ValueError(f'Expected `kernel` to be "rbf" with `space="xt"`, but got {config.kernel!r}.')
+    if config.guidance == "released" and (config.apply, config.space, config.kernel) != ("mean", "x0", "rbf"):
+        raise ValueError(f'Expected `apply="mean"`, `space="x0"` and `kernel="rbf"` with `guidance="released"`, but got {config.apply!r}, {config.space!r} and {config.kernel!r}.')
+    if config.guidance == "released" and (config.tangent_dim == "auto" or config.anneal_steps == "all"):
+        raise ValueError(f'Expected `tangent_dim` and `anneal_steps` to be numbers with `guidance="released"`, but got {config.tangent_dim!r} and {config.anneal_steps!r}.')
     if config.apply == "mean" and config.scheduler != "ddpm":
         raise ValueError(f'Expected `scheduler` to be "ddpm" with `apply="mean"`, but got {config.scheduler!r}.')
     if config.guidance != "none" and config.prototypes == "none":
@@ -120,7 +145,7 @@ def from_dict(
     return cls(**values)
 
 
-IGNORED = {"out", "batch_size", "device", "data", "backbone"}  # where and how, not what: data and backbone are known by their fingerprints, not by a path
+IGNORED = {"out", "batch_size", "device", "trace", "data", "backbone"}  # where and how, not what: data and backbone are known by their fingerprints, not by a path
 
 
 def same_run(
