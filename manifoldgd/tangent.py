@@ -50,7 +50,8 @@ def fit_tangent(
     centered = centered.double()
     variances, vectors = torch.linalg.eigh(centered @ centered.mT)  # rising
     variances, vectors = variances.flip(-1)[..., :k - 1].clamp(min=0), vectors.flip(-1)[..., :k - 1]
-    real = (variances > 1e-10 * variances[..., :1]) & (torch.arange(k - 1, device=dims.device) < dims.unsqueeze(-1))
+    rounding = k * (torch.finfo(neighbors.dtype).eps * mean.to(variances).norm(dim=-1, keepdim=True)).square()  # what equal points may differ by
+    real = (variances > torch.maximum(1e-10 * variances[..., :1], rounding)) & (torch.arange(k - 1, device=dims.device) < dims.unsqueeze(-1))
     basis = vectors.mT @ centered / variances.clamp(min=torch.finfo(torch.float64).tiny).sqrt().unsqueeze(-1)
     weights = variances / (variances + ridge * variances.sum(-1, keepdim=True) / there.sum(-2)) if ridge else torch.ones_like(variances)
     basis, weights = torch.where(real.unsqueeze(-1), basis, 0), torch.where(real, weights, 0)
