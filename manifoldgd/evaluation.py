@@ -171,7 +171,8 @@ def list_trainings(
     config: EvaluateConfig,
 ) -> list:  # of `Training`
     "Read the runs and what they are tested on, and find every mistake before anything is trained."
-    if config.seeds < 1: raise InputError(f"Expected `seeds` to be at least 1, but got {config.seeds}.")
+    for name, value in (("seeds", config.seeds), ("workers", config.workers or 1)):
+        if value < 1: raise InputError(f"Expected `{name}` to be at least 1, but got {value}.")
     folders = dict.fromkeys(str(Path(f)) for f in [*config.runs, *filter(None, [config.baseline])])
     if not folders: raise InputError("Expected the folder of at least one run, but got none.")
     trainings, benches, seen = [], {}, {}
