@@ -58,6 +58,23 @@ def test_metrics_of_real_images(run, tmp_path):
     assert done.returncode == 2 and '`--backbone`' in done.stderr and 'Traceback' not in done.stderr
 
 
+def test_random_photographs_need_no_backbone(run, tmp_path):
+    "Any folder of JPEGs, whatever their sizes, and a student trained on two of them."
+    from PIL import Image
+    for split in ('train', 'test'):
+        for c, color in (('red', (200, 40, 30)), ('blue', (20, 30, 220))):
+            (tmp_path/'photos'/split/c).mkdir(parents=True)
+            for i in range(3): Image.new('RGB', (40 + i, 33), color).save(tmp_path/'photos'/split/c/f'{i}.jpg')
+    done = run('distill', '--data', 'photos', '--preset', 'random', '--ipc', 1)
+    assert done.returncode == 0, done.stderr
+    sizes = {Image.open(p).size for p in (tmp_path/'runs'/'photos-random-ipc1-seed0'/'images').rglob('*.png')}
+    assert sizes <= {(40 + i, 33) for i in range(3)}
+    done = run('evaluate', 'runs/photos-random-ipc1-seed0', '--protocol', 'plain-32', '--seeds', 1)
+    assert done.returncode == 0 and 'of 32 x 32 pixels' in done.stdout, done.stderr
+    done = run('evaluate', 'runs/photos-random-ipc1-seed0', '--protocol', 'digits-quick')
+    assert done.returncode == 2 and 'such as hard-label-32' in done.stderr
+
+
 @pytest.mark.parametrize('arguments, words', [
     (['distill', '--ipc', '500'], ['`ipc`', '500']),
     (['distill', '--data', 'nowhere'], ['nowhere']),
