@@ -218,7 +218,8 @@ def adapt(
 ) -> Protocol:
     "Fit a protocol to the data and the student."
     if student and student != protocol.name:
-        network, depth = student.rsplit("-", 1)
+        network, _, depth = student.rpartition("-")
+        if network not in WIDTHS or not depth.isdigit(): raise ValueError(f"Expected `student` to be such as ConvNet-6, ResNetAP-10 or ResNet-18, but got {student!r}.")
         protocol = dataclasses.replace(protocol, student=network, depth=int(depth), width=WIDTHS[network])
     if channels == 1 and protocol.pad: protocol = dataclasses.replace(protocol, **GRAY)
     if protocol.by_classes and n_classes == 100: protocol = dataclasses.replace(protocol, epochs=tuple((limit, epochs * 2 // 300 * 100) for limit, epochs in protocol.epochs))
