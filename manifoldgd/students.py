@@ -8,6 +8,7 @@ __all__ = ['STUDENTS', 'GLOBAL_GENERATOR', 'Normalize', 'make_student', 'learnin
 
 # %% ../nbs/50_students.ipynb #8d829c97
 import threading
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +114,7 @@ def train_student(
             if protocol.crop: batch = photo_views(batch[0], protocol, generator), batch[1]
             if torch.rand((), generator=generator) < protocol.cutmix: batch = cutmix(*batch, generator)
             optimizer.zero_grad()
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=on_gpu): loss = F.cross_entropy(student(batch[0]), batch[1])
+            with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext(): loss = F.cross_entropy(student(batch[0]), batch[1])
             loss.backward()
             optimizer.step()
         if look and (epoch + 1) % max(1, epochs // 100) == 0: look(student)
