@@ -3,7 +3,7 @@
     python tools/measure_cifar10.py --data DIR [--workers 1]
 
 DIR holds train/<class>/ and test/<class>/ with 32 x 32 images. One row per training, by the ordinary `evaluate`; a command that was stopped goes on where it
-stopped. On one core a training takes about 2 minutes at 10 images per class and about 10 at 50.
+stopped. On one core a training takes about 3 minutes at 10 images per class and 12 at 50.
 """
 import argparse
 from pathlib import Path
