@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAMPLING', 'PRESETS', 'GUIDANCE_SCALES', 'DEFAULT_GUIDANCE_SCALE', 'BOUNDS', 'IGNORED', 'SMALL', 'PROTOCOLS',
-           'WIDTHS', 'GRAY', 'DistillConfig', 'resolve', 'check', 'to_dict', 'from_dict', 'same_run', 'Protocol',
-           'adapt', 'default_protocol', 'shorten', 'EvaluateConfig', 'MetricsConfig', 'PretrainConfig']
+           'DistillConfig', 'resolve', 'check', 'to_dict', 'from_dict', 'same_run', 'Protocol', 'EvaluateConfig',
+           'MetricsConfig', 'PretrainConfig']
 
 # %% ../nbs/05_config.ipynb #def8f020
 import dataclasses
@@ -204,43 +204,6 @@ PROTOCOLS = {
     "plain-32": Protocol("ConvNet", depth=3, width=128, image_size=32, epochs=((None, 300),), batch_size=256, milestones=(1 / 2,), decay=.1),
     "digits-quick": Protocol("ConvNet", depth=3, width=32, image_size=32, epochs=((1, 200), (None, 100)), rotation=10., shift=.1, zoom=.1, cutmix=.5),
 }
-
-# %% ../nbs/05_config.ipynb #widths-convnet-128-resnetap-64-resnet-64
-WIDTHS = {"ConvNet": 128, "ResNetAP": 64, "ResNet": 64}  # of the first block
-GRAY = dict(pad=0, flip=False, cutout=0, rotation=10., shift=.1, zoom=.1)
-
-
-def adapt(
-    protocol: Protocol,
-    n_classes: int,
-    channels: int,  # of the images: 1 for gray
-    student: Optional[str] = None,  # another network, such as ConvNet-6 or ResNet-18
-) -> Protocol:
-    "Fit a protocol to the data and the student."
-    if student and student != protocol.name:
-        network, _, depth = student.rpartition("-")
-        if network not in WIDTHS or not depth.isdigit(): raise ValueError(f"Expected `student` to be such as ConvNet-6, ResNetAP-10 or ResNet-18, but got {student!r}.")
-        protocol = dataclasses.replace(protocol, student=network, depth=int(depth), width=WIDTHS[network])
-    if channels == 1 and protocol.pad: protocol = dataclasses.replace(protocol, **GRAY)
-    if protocol.by_classes and n_classes == 100: protocol = dataclasses.replace(protocol, epochs=tuple((limit, epochs * 2 // 300 * 100) for limit, epochs in protocol.epochs))
-    if protocol.by_classes and n_classes > 100: protocol = dataclasses.replace(protocol, learning_rate=.1, weight_decay=1e-4, batch_size=128)
-    return protocol
-
-# %% ../nbs/05_config.ipynb #def-default-protocol
-def default_protocol(
-    data: str,  # as in `DistillConfig`
-    size: int,  # longer side of an image, pixels
-) -> str:
-    "Name the protocol for a dataset."
-    return "digits-quick" if data == "digits" else "hard-label-32" if size <= 64 else "hard-label-256"
-
-
-def shorten(
-    settings: dict,  # of a protocol, as plain values
-) -> str:  # JSON
-    "Write the fields of a protocol that differ from their defaults."
-    defaults = json.loads(json.dumps({f.name: f.default for f in dataclasses.fields(Protocol) if f.default is not dataclasses.MISSING}))
-    return json.dumps({key: value for key, value in settings.items() if key not in defaults or value != defaults[key]}, sort_keys=True)
 
 # %% ../nbs/05_config.ipynb #2127f3d0
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from .config import PROTOCOLS, EvaluateConfig, Protocol, adapt, default_protocol, shorten, to_dict
+from .config import PROTOCOLS, EvaluateConfig, Protocol, to_dict
 from .core import InputError, git_commit, image_generator, pick_device, replacing
 from .data import ImageData, load_data
+from .protocols import adapt, default_protocol, shorten
 from .runs import Run, read_run
 from .students import top1, train_student
 
