@@ -9,6 +9,7 @@ __all__ = ['Job', 'plan', 'new_guidance', 'Studio', 'new_manifest', 'write_json'
 # %% ../nbs/41_distillation.ipynb #f32355a3
 import json
 import platform
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -151,7 +152,7 @@ def check_run(out: Path, manifest: dict) -> dict:  # the manifest of the run, as
         if out.exists() and any(out.iterdir()): raise InputError(f"Expected {out} to be new or a run to resume, but it holds other files. Choose another `--out`.")
         return manifest
     try: stored = json.loads(path.read_text())
-    except json.JSONDecodeError: raise InputError(f"Expected {path} to be the manifest of a run, but it is not valid JSON. Choose another `--out`.") from None
+    except ValueError: raise InputError(f"Expected {path} to be the manifest of a run, but it is not valid JSON. Choose another `--out`.") from None
     try: changed = same_run(from_dict(DistillConfig, stored["config"]), from_dict(DistillConfig, manifest["config"]))
     except (KeyError, TypeError, ValueError) as error: raise InputError(f"Expected {path} to be the manifest of a run, but it could not be understood ({error}). Choose another `--out`.") from None
     changed += [key for key in ("data_fingerprint", "backbone_fingerprint", "classes") if stored.get(key) != manifest[key]]
@@ -217,13 +218,15 @@ def distill(
         studio.prototypes = class_prototypes(studio.bank, data.classes, config.ipc, config.prototypes, config.prototype_kind, config.start_depth, config.seed, progress)
     if not (out / "manifest.json").exists(): write_json(out / "manifest.json", manifest)
     missing = [j for j in jobs if not j.path.exists()]
+    if config.trace and len(missing) < len(jobs) and not (out / "trace.csv").exists(): warnings.warn(f"{len(jobs) - len(missing)} images of {out} were made without a trace, and are not made again.", stacklevel=2)
     batches = [missing[i:i + config.batch_size] for i in range(0, len(missing), config.batch_size)]
     ticks = config.num_inference_steps if config.images == "sample" else 1
     with tqdm(total=len(batches) * ticks, desc=f"{config.preset}: {len(missing)} images", disable=not progress or None) as bar:
         for batch in batches:
-            for job, image in zip(batch, studio.pictures(batch, lambda *_: bar.update())):
+            pictures = studio.pictures(batch, lambda *_: bar.update())
+            if studio.traces: add_trace(out / "trace.csv", studio.traces.pop())  # before the images: what stands there is not made again
+            for job, image in zip(batch, pictures):
                 with replacing(job.path) as temporary: image.save(temporary, format="png")
-            if studio.traces: add_trace(out / "trace.csv", studio.traces.pop())
             if ticks == 1: bar.update()
     finish(studio, jobs, out, manifest)
     return out

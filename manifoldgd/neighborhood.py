@@ -42,7 +42,7 @@ def find_candidates(
     distances = (points - prototype.reshape(1, -1).to(points)).norm(dim=1)
     if not distances.isfinite().all(): raise ValueError(f"Expected finite latents, but {int((~points.isfinite()).any(1).sum())} of the {len(points)} latents and {int((~prototype.isfinite()).sum())} numbers of the prototype are not.")
     outside = torch.ones(len(points), device=points.device)
-    if members is not None: outside[torch.as_tensor(members, device=points.device)] = 0
+    if members is not None and len(members): outside[torch.as_tensor(members, device=points.device)] = 0
     by_distance = distances.argsort(stable=True)
     chosen = by_distance[outside[by_distance].argsort(stable=True)][:n_points]  # members, then the others, each nearest first
     chosen = chosen[distances[chosen].argsort(stable=True)]

@@ -31,6 +31,7 @@ def expected_shift(
     apply: str = "score",  # "score" or "mean"
 ) -> float:  # in the units of the data
     "Compute how far mode guidance moves the mean of Gaussian data."
+    if not variance >= 0: raise ValueError(f"Expected `variance` to be at least 0, but got {variance}.")
     def number(value): return torch.full((1, 1), value, dtype=torch.float64)
 
     def mean_of_chain(strength):
@@ -52,6 +53,7 @@ def plot_trace(
 ):  # a matplotlib figure
     "Draw what a guidance did, step by step."
     panels = [name for name in PANELS if name in table]
+    if not panels: raise ValueError("Expected the trace of guided samples, but got an empty one. Was there a guidance, and was `trace` on?")
     fig, axes = plt.subplots(1, len(panels), figsize=(2.5 * len(panels), 2.3), dpi=80)
     for ax, name in zip(axes, panels):
         steps = table.groupby("step")[name]
