@@ -170,7 +170,7 @@ def format_metrics(
 ) -> str:
     "Write the metrics for people: one table per IPC."
     def number(mean, std, digits):
-        return "" if pd.isna(mean) else f"{mean:.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
+        return "-" if pd.isna(mean) else f"{mean:.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
 
     parts = []
     for ipc, part in rows.groupby("ipc"):

@@ -8,6 +8,7 @@ __all__ = ['Moments', 'moments', 'frechet_distance', 'thin_out', 'median_square_
            'real_floor']
 
 # %% ../nbs/52_metrics.ipynb #from-dataclasses-import-dataclass
+import math
 from dataclasses import dataclass
 
 import torch
@@ -163,11 +164,11 @@ def measure(
 ) -> dict:  # name of the metric -> value
     "Compute every metric."
     a, b = moments(real.features.split(4096)), moments(syn.features.split(4096))
-    hulls = [coverage(real.features[real.labels == c], syn.features[syn.labels == c])["hull"] for c in syn.labels.unique()]
+    hulls = [coverage(real.features[real.labels == c], syn.features[syn.labels == c])["hull"] for c in syn.labels.unique() if (syn.labels == c).sum() > 2]
     found = {"fid": frechet_distance(a, b), "l2": (a.mean - b.mean).norm().item(), "cosine": F.cosine_similarity(a.mean, b.mean, dim=0).item(),
              "mmd": mmd(real.features, syn.features),
              "rep": representativeness(real.features, syn.features), "rep_released": released_representativeness(real.features, syn.features),
-             "div": diversity(syn.features, syn.labels), "div_released": diversity(syn.features), "hull": sum(hulls) / len(hulls)}
+             "div": diversity(syn.features, syn.labels), "div_released": diversity(syn.features), "hull": sum(hulls) / len(hulls) if hulls else math.nan}
     if syn.latents is not None: found["off_manifold"] = off_manifold(syn.latents, syn.labels, real.latents, real.labels).mean().item()
     return found
 
