@@ -7,6 +7,7 @@ __all__ = ['Command', 'parse', 'execute', 'main']
 
 # %% ../nbs/80_cli.ipynb #dee4e134
 import sys
+import warnings
 from typing import Annotated, Union
 
 import tyro
@@ -54,6 +55,7 @@ def main(
 ) -> int:  # exit status
     "Run the command line."
     config = parse(arguments)
+    warnings.formatwarning = lambda message, *_, **__: f"manifoldgd: warning: {message}\n"  # one line, not a place in the source
     try: execute(config)
     except KeyboardInterrupt:
         print("\nStopped. What is finished is saved; the same command goes on from there.", file=sys.stderr)
