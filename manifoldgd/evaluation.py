@@ -172,7 +172,7 @@ def list_trainings(
     config: EvaluateConfig,
 ) -> list:  # of `Training`
     "Read the runs and what they are tested on, and find every mistake before anything is trained."
-    for name, value in (("seeds", config.seeds), ("workers", config.workers or 1)):
+    for name, value in (("seeds", config.seeds), ("workers", 1 if config.workers is None else config.workers)):
         if value < 1: raise InputError(f"Expected `{name}` to be at least 1, but got {value}.")
     folders = dict.fromkeys(str(Path(f)) for f in [*config.runs, *filter(None, [config.baseline])])
     if not folders: raise InputError("Expected the folder of at least one run, but got none.")

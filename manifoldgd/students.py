@@ -82,7 +82,8 @@ def photo_views(
     generator: torch.Generator,  # on the CPU
 ) -> torch.Tensor:
     "Draw a view of every photograph: cropped, mirrored, with other colors."
-    images = random_flip(random_resized_crop(images, generator, protocol.crop), generator)
+    images = random_resized_crop(images, generator, protocol.crop)
+    if protocol.flip: images = random_flip(images, generator)
     return lighting(color_jitter(images, generator, protocol.jitter), generator, protocol.lighting)
 
 
