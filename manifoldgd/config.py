@@ -133,7 +133,7 @@ def check_unread(
         if getattr(config, name) != PRESETS[config.preset][name]:
             raise ValueError(f'Expected `{name}` not to be given with `guidance="{config.guidance}"`, which does not read it, but got {getattr(config, name)!r}.')
 
-
+# %% ../nbs/05_config.ipynb #check-bounds
 def check(
     config: DistillConfig,  # resolved
 ):

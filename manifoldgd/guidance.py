@@ -115,7 +115,7 @@ def check_generators(generator, n: int):
     if not isinstance(generator, (list, tuple)) or len(generator) != n:
         raise ValueError(f"Expected `generator` to be a list of {n}, one per sample, but got {len(generator) if isinstance(generator, (list, tuple)) else type(generator).__name__}.")
 
-
+# %% ../nbs/32_guidance.ipynb #manifold-guidance
 class ManifoldGuidance(ModeGuidance):
     "Pull along the tangent plane of the real latents around each sample (the paper, Eq. 4)."
 
