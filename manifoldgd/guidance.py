@@ -142,12 +142,11 @@ class ManifoldGuidance(ModeGuidance):
         anneal_steps="all",  # guided steps to anneal over, or "all"
     ):
         super().__init__(prototypes, strength, kernel, bandwidth, candidates.spread, start, stop, apply, space)
-        n, dim = self.prototypes.shape
-        if candidates.points.shape[::2] != (n, dim): raise ValueError(f"Expected candidates for {n} prototypes of {dim} numbers, but got them for {candidates.points.shape[0]} of {candidates.points.shape[2]}.")
+        if candidates.points.shape[::2] != self.prototypes.shape: raise ValueError(f"Expected candidates for {len(self.prototypes)} prototypes of {self.prototypes.shape[1]} numbers, but got them for {candidates.points.shape[0]} of {candidates.points.shape[2]}.")
         for name, value, low, high in [("n_neighbors", n_neighbors, 1, math.inf), ("ridge", ridge, 0, math.inf), ("radius", radius, 0, math.inf), ("projection", 0 if projection == "annealed" else projection, 0, 1)]:
             if not low <= value <= high: raise ValueError(f"Expected `{name}` to be {f'at least {low}' if high == math.inf else f'between {low} and {high}'}, but got {value}.")
         if noise not in NOISES: raise ValueError(f"Expected `noise` to be one of {', '.join(NOISES)}, but got {noise!r}.")
-        if noise != "predicted": check_generators(generator, n)
+        if noise != "predicted": check_generators(generator, len(self.prototypes))
         self.candidates, self.n_neighbors, self.ridge, self.projection, self.noise, self.generator = candidates, n_neighbors, ridge, projection, noise, generator
         self.adaptive, self.radius, self.radius_factor, self.annealing, self.anneal_steps = adaptive, radius, radius_factor, annealing, anneal_steps
         if tangent_dim == "auto": tangent_dim = torch.tensor([variance_dim(points[:n]) for points, n in zip(candidates.points, candidates.count)])
@@ -164,16 +163,16 @@ class ManifoldGuidance(ModeGuidance):
         "The tangent plane at each sample."
         if self.candidates.points.device != step.x0.device: self.candidates, self.tangent_dim = self.candidates.to(step.x0.device), self.tangent_dim.to(step.x0.device)
         query, candidates = at_noise_level(step.x, step.x0, step.alpha_cumprod, self.candidates, self.noise, self.generator)
-        factor = 1 + (self.radius_factor - 1) * self.annealed(step)
-        neighbors, there = nearest_neighbors(query.to(candidates.points), candidates, self.n_neighbors, self.radius * factor, self.adaptive)
+        radius = self.radius * (1 + (self.radius_factor - 1) * self.annealed(step))
+        neighbors, there = nearest_neighbors(query.to(candidates.points), candidates, self.n_neighbors, radius, self.adaptive)
         return fit_tangent(neighbors.to(step.x0), self.tangent_dim, self.ridge, there), query
 
     def vector(self, step: Step, record: dict = None) -> torch.Tensor:
         m, (plane, query) = self.mode_vector(step), self.plane(step)
         tangent, normal_share = plane.tangent(m), self.annealed(step) if self.projection == "annealed" else 1 - self.projection
         if record is not None:
-            record |= {"mode": m.norm(dim=1), "kept": tangent.norm(dim=1) / m.norm(dim=1), "random": (plane.weights.square().sum(1) / m.shape[1]).sqrt(),
-                       "distance": plane.distance(query)}
+            random = (plane.weights.square().sum(1) / m.shape[1]).sqrt()
+            record |= {"mode": m.norm(dim=1), "kept": tangent.norm(dim=1) / m.norm(dim=1), "random": random, "distance": plane.distance(query)}
         return tangent + normal_share * (m - tangent) if normal_share else tangent
 
 # %% ../nbs/32_guidance.ipynb #released-guidance
