@@ -61,7 +61,7 @@ class RandomPlane(ManifoldGuidance):
     "The mode vector, projected on a random plane that is each image's own."
     def plane(self, step):
         if not hasattr(self, "fixed"):
-            shape = (step.x0.shape[1], self.n_neighbors - 4)
+            shape = (step.x0.shape[1], int(self.tangent_dim.max()))
             basis = torch.stack([torch.linalg.qr(draw_noise(shape, [g])[0]).Q.T for g in self.generator])
             self.fixed = TangentSpace(torch.zeros_like(step.x0), basis, torch.ones(basis.shape[:2]))
         return self.fixed, step.x0
