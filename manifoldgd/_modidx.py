@@ -133,6 +133,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/manifoldgd', 'doc_host': '
                                        'manifoldgd.evaluation.matches': ('evaluation.html#matches', 'manifoldgd/evaluation.py'),
                                        'manifoldgd.evaluation.mean_and_std': ('evaluation.html#mean_and_std', 'manifoldgd/evaluation.py'),
                                        'manifoldgd.evaluation.read_rows': ('evaluation.html#read_rows', 'manifoldgd/evaluation.py'),
+                                       'manifoldgd.evaluation.read_table': ('evaluation.html#read_table', 'manifoldgd/evaluation.py'),
                                        'manifoldgd.evaluation.student_pool': ('evaluation.html#student_pool', 'manifoldgd/evaluation.py'),
                                        'manifoldgd.evaluation.train_and_test': ( 'evaluation.html#train_and_test',
                                                                                  'manifoldgd/evaluation.py')},

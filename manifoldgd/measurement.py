@@ -23,7 +23,7 @@ from .backbones import Backbone, load_backbone
 from .config import MetricsConfig, Protocol, to_dict
 from .core import InputError, git_commit, pick_device, replacing
 from .data import ImageData, load_data
-from .evaluation import mean_and_std
+from .evaluation import mean_and_std, read_table
 from .latents import cache_folder, encode, latent_bank
 from .metrics import FeatureSet, measure, real_floor
 from .runs import Run, read_run
@@ -95,10 +95,7 @@ def read_metrics(
     path,  # of a CSV file; it need not exist
 ) -> pd.DataFrame:
     "Read a table of metrics."
-    if Path(path).is_dir(): raise InputError(f"Expected {path} to be a table of metrics, but it is a folder. Choose another `--out`.")
-    if not Path(path).exists(): return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
-    try: return pd.read_csv(path, dtype=COLUMNS, keep_default_na=False, na_values={name: [""] for name in ("value", "floor_mean", "floor_sd")})[list(COLUMNS)]
-    except (ValueError, KeyError) as error: raise InputError(f"Expected {path} to be a table of metrics, but it could not be read ({error}). Choose another `--out`.") from None
+    return read_table(path, COLUMNS, ("value", "floor_mean", "floor_sd"), "metrics")
 
 
 def open_runs(
