@@ -1,10 +1,17 @@
 """What must hold of the pages and of what is made from them: generated files are up to date, imports go one way, pages stay small."""
-import ast, json, os, re, shutil, subprocess, sys
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+
 import pytest
 import yaml
-from nbdev.doclinks import nbglob
 from conftest import ROOT
+from nbdev.doclinks import nbglob
 
 PAGES = sorted(map(Path, nbglob()))
 NAMES = [p.relative_to(ROOT/'nbs').as_posix() for p in PAGES]

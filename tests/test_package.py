@@ -1,8 +1,15 @@
 """The package as its users meet it: its public names, its wheel, and a command line that answers before anything heavy is loaded."""
-import importlib, os, shutil, subprocess, sys, zipfile
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
 import pytest
-import manifoldgd
 from conftest import ROOT
+
+import manifoldgd
 
 MODULES = sorted(p.stem for p in (ROOT/'manifoldgd').glob('*.py') if not p.stem.startswith('_'))
 HEAVY = {'torch', 'diffusers', 'sklearn', 'matplotlib', 'pandas', 'numpy', 'PIL'}

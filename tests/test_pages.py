@@ -1,10 +1,11 @@
 """Every page runs from its first cell to its last."""
 from pathlib import Path
+
 import pytest
+from conftest import ROOT, SLOW
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
-from nbdev.test import test_nb as run_page          # under another name, or pytest would take it for a test
-from conftest import ROOT, SLOW
+from nbdev.test import test_nb as run_page  # under another name, or pytest would take it for a test
 
 PAGES = sorted(map(Path, nbglob()))
 

@@ -4,10 +4,11 @@ The plain model (`dit`), 1 and 10 images per class, 3 distillation seeds, 2 trai
 """
 from pathlib import Path
 
-from manifoldgd.comparison import format_summary, summarize
-from manifoldgd.config import DistillConfig, EvaluateConfig
-from manifoldgd.distillation import distill
-from manifoldgd.evaluation import evaluate
+from manifoldgd.config.commands import EvaluateConfig
+from manifoldgd.config.presets import DistillConfig
+from manifoldgd.distillation.distill import distill
+from manifoldgd.evaluation.accuracy import evaluate
+from manifoldgd.evaluation.comparison import format_summary, summarize
 
 out = Path("runs/guidance_scale")
 runs = [str(distill(DistillConfig(preset="dit", ipc=ipc, seed=seed, guidance_scale=scale, out=str(out / f"scale{scale:g}-ipc{ipc}-seed{seed}"))))

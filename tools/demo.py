@@ -12,11 +12,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from manifoldgd.comparison import format_summary, plot_summary, summarize
-from manifoldgd.config import DistillConfig, EvaluateConfig
+from manifoldgd.config.commands import EvaluateConfig
+from manifoldgd.config.presets import DistillConfig
 from manifoldgd.core import replacing
-from manifoldgd.distillation import distill
-from manifoldgd.evaluation import evaluate
+from manifoldgd.distillation.distill import distill
+from manifoldgd.evaluation.accuracy import evaluate
+from manifoldgd.evaluation.comparison import format_summary, plot_summary, summarize
 
 PRESETS, IPCS, SEEDS, TRAININGS = ("random", "decoded", "dit", "mgd", "manifoldgd"), (1, 10), (0, 1, 2), 2
 

@@ -11,14 +11,17 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from manifoldgd.backbones import load_backbone, make_scheduler
-from manifoldgd.config import DEFAULT_GUIDANCE_SCALE, GUIDANCE_SCALES, PROTOCOLS, PretrainConfig
+from manifoldgd.backbones.backbone import load_backbone
+from manifoldgd.backbones.latents import decode, encode
+from manifoldgd.config.commands import PretrainConfig
+from manifoldgd.config.presets import DEFAULT_GUIDANCE_SCALE, GUIDANCE_SCALES
+from manifoldgd.config.protocols import PROTOCOLS
 from manifoldgd.core import git_commit, image_generator, packaged, replacing
-from manifoldgd.data import load_data
-from manifoldgd.latents import decode, encode
-from manifoldgd.pretraining import model_card
-from manifoldgd.sampling import ManifoldGDPipeline
-from manifoldgd.students import top1, train_student
+from manifoldgd.data.sources import load_data
+from manifoldgd.pretraining.training import model_card
+from manifoldgd.sampling.pipeline import ManifoldGDPipeline
+from manifoldgd.sampling.schedulers import make_scheduler
+from manifoldgd.students.training import top1, train_student
 
 SEED, SAMPLES = 0, 100  # of each class
 backbone, train, test = load_backbone("digits"), load_data("digits"), load_data("digits", "test")

@@ -8,10 +8,11 @@ stopped. On one core a training takes about 3 minutes at 10 images per class and
 import argparse
 from pathlib import Path
 
-from manifoldgd.comparison import format_summary, summarize
-from manifoldgd.config import DistillConfig, EvaluateConfig
-from manifoldgd.distillation import distill
-from manifoldgd.evaluation import evaluate
+from manifoldgd.config.commands import EvaluateConfig
+from manifoldgd.config.presets import DistillConfig
+from manifoldgd.distillation.distill import distill
+from manifoldgd.evaluation.accuracy import evaluate
+from manifoldgd.evaluation.comparison import format_summary, summarize
 
 ROWS = [("plain-32", 10, 5), ("plain-32", 50, 3), ("hard-label-32-quick", 10, 5), ("hard-label-32-quick", 50, 3)]  # protocol, IPC, draws of the images
 

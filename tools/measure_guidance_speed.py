@@ -21,10 +21,12 @@ from diffusers import DDIMScheduler, DiTTransformer2DModel
 from tqdm import tqdm
 
 from manifoldgd.core import git_commit, replacing
-from manifoldgd.guidance import ManifoldGuidance, NoGuidance
-from manifoldgd.neighborhood import NOISES, find_candidates, stack_candidates
-from manifoldgd.sampling import classifier_free, sample
-from manifoldgd.tangent import fit_tangent
+from manifoldgd.geometry.neighborhood import NOISES, find_candidates, stack_candidates
+from manifoldgd.geometry.tangent import fit_tangent
+from manifoldgd.guidance.guidance import NoGuidance
+from manifoldgd.guidance.manifold import ManifoldGuidance
+from manifoldgd.sampling.loop import sample
+from manifoldgd.sampling.pipeline import classifier_free
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--device", type=torch.device, default="cpu")

@@ -8,9 +8,10 @@ and the latents. One row per run, metric and features, each beside its floor: 20
 import argparse
 from pathlib import Path
 
-from manifoldgd.config import DistillConfig, MetricsConfig
-from manifoldgd.distillation import distill
-from manifoldgd.measurement import format_metrics, measure_runs
+from manifoldgd.config.commands import MetricsConfig
+from manifoldgd.config.presets import DistillConfig
+from manifoldgd.distillation.distill import distill
+from manifoldgd.evaluation.measurement import format_metrics, measure_runs
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--runs", type=Path, default=Path("runs/demo"), help="folder of the runs")

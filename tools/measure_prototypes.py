@@ -16,14 +16,15 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from manifoldgd.backbones import load_backbone, match_labels
-from manifoldgd.config import PROTOCOLS, DistillConfig, resolve
+from manifoldgd.backbones.backbone import load_backbone, match_labels
+from manifoldgd.backbones.latents import latent_bank
+from manifoldgd.config.presets import DistillConfig, resolve
+from manifoldgd.config.protocols import PROTOCOLS
 from manifoldgd.core import git_commit, image_generator, replacing
-from manifoldgd.data import digits_data
-from manifoldgd.distillation import Studio, plan
-from manifoldgd.latents import latent_bank
-from manifoldgd.prototypes import METHODS, pool_latents, principal_axes, select_prototypes
-from manifoldgd.students import top1, train_student
+from manifoldgd.data.sources import digits_data
+from manifoldgd.distillation.distill import Studio, plan
+from manifoldgd.prototypes.levels import METHODS, pool_latents, principal_axes, select_prototypes
+from manifoldgd.students.training import top1, train_student
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--images", choices=("decode", "sample"), default="decode")

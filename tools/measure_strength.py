@@ -19,19 +19,24 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from manifoldgd.backbones import load_backbone, match_labels
-from manifoldgd.config import PROTOCOLS, DistillConfig, resolve
+from manifoldgd.backbones.backbone import load_backbone, match_labels
+from manifoldgd.backbones.latents import decode, latent_bank
+from manifoldgd.config.presets import DistillConfig, resolve
+from manifoldgd.config.protocols import PROTOCOLS
 from manifoldgd.core import draw_noise, from_pil, git_commit, image_generator, replacing, to_pil
-from manifoldgd.data import digits_data
-from manifoldgd.guidance import ManifoldGuidance, ModeGuidance, NoGuidance
-from manifoldgd.latents import decode, latent_bank
-from manifoldgd.metrics import diversity, off_manifold
-from manifoldgd.neighborhood import find_candidates, stack_candidates
-from manifoldgd.prototypes import class_prototypes
-from manifoldgd.sampling import NotFinite, classifier_free, sample, trace_table
-from manifoldgd.schedulers import make_scheduler
-from manifoldgd.students import top1, train_student
-from manifoldgd.tangent import TangentSpace
+from manifoldgd.data.sources import digits_data
+from manifoldgd.evaluation.metrics import diversity, off_manifold
+from manifoldgd.geometry.neighborhood import find_candidates, stack_candidates
+from manifoldgd.geometry.tangent import TangentSpace
+from manifoldgd.guidance.guidance import NoGuidance
+from manifoldgd.guidance.manifold import ManifoldGuidance
+from manifoldgd.guidance.mode import ModeGuidance
+from manifoldgd.prototypes.levels import class_prototypes
+from manifoldgd.sampling.loop import NotFinite, sample
+from manifoldgd.sampling.pipeline import classifier_free
+from manifoldgd.sampling.schedulers import make_scheduler
+from manifoldgd.sampling.trace import trace_table
+from manifoldgd.students.training import top1, train_student
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--ipc", type=int, nargs="+", default=[1, 5])

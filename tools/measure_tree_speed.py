@@ -16,11 +16,11 @@ import torch
 from sklearn.cluster import BisectingKMeans
 from tqdm import tqdm
 
+from manifoldgd.backbones.latents import LatentBank
 from manifoldgd.core import git_commit, replacing
-from manifoldgd.data import ImageClass
-from manifoldgd.latents import LatentBank
-from manifoldgd.prototypes import class_prototypes
-from manifoldgd.tree import bisect_tree
+from manifoldgd.data.classes import ImageClass
+from manifoldgd.prototypes.levels import class_prototypes
+from manifoldgd.prototypes.tree import bisect_tree
 
 LEAVES, N_INIT, SEEDS = 50, 10, 3
 OUT = Path(__file__).parents[1] / "results" / "tree_speed.csv"

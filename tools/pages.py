@@ -4,7 +4,12 @@
     python tools/pages.py readme [--check]               write README.md from nbs/index.ipynb, or only compare the two
     python tools/pages.py docs                           make _proc/, from which `quarto render` builds the site
 """
-import argparse, os, posixpath, re, shutil, sys
+import argparse
+import os
+import posixpath
+import re
+import shutil
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +25,15 @@ from nbdev.clean import clean_nb
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 from nbdev.process import extract_directives
-from nbdev.processors import FilterDefaults, filter_stream_, hide_, hide_line, insert_warning, rm_export, strip_ansi
+from nbdev.processors import (
+    FilterDefaults,
+    filter_stream_,
+    hide_,
+    hide_line,
+    insert_warning,
+    rm_export,
+    strip_ansi,
+)
 
 # The program and date that matplotlib writes into a PNG would change the file with the version.
 PNG = "{'bbox_inches': 'tight', 'metadata': {'Software': None}, 'pil_kwargs': {'optimize': True}}"
@@ -83,8 +96,8 @@ def from_root(markdown):
 
 def render_readme():
     "The text of README.md and its pictures, as {name: bytes}."
-    from nbconvert import MarkdownExporter
     import nbformat
+    from nbconvert import MarkdownExporter
     nb = read_nb(ROOT/'nbs'/get_config().readme_nb)
     ReadmeFilter()(nb)
     nb.metadata['language_info'] = {'name': 'python'}           # nbdev_clean drops it; it makes the fences ```python

@@ -20,12 +20,12 @@ from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from manifoldgd import students
-from manifoldgd.augmentation import random_flip
-from manifoldgd.config import PROTOCOLS
+from manifoldgd.config.protocols import PROTOCOLS
 from manifoldgd.core import git_commit, replacing
-from manifoldgd.evaluation import keep_memory
-from manifoldgd.networks import ConvNet
-from manifoldgd.photographs import color_jitter, random_resized_crop
+from manifoldgd.evaluation.accuracy import keep_memory
+from manifoldgd.students.networks import ConvNet
+from manifoldgd.students.photographs import color_jitter, random_resized_crop
+from manifoldgd.students.views import random_flip
 
 warnings.filterwarnings("ignore")
 torch.set_num_threads(1)
