@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PresetName', 'PrototypeMethod', 'GUIDED', 'KERNELS', 'PLANES', 'DEFAULTS', 'PRESETS', 'GUIDANCE_SCALES',
            'REQUIREMENTS', 'IGNORED', 'DistillConfig', 'preset_values', 'check_together', 'check_numbers',
-           'check_prototypes', 'check_unread', 'resolve', 'same_run']
+           'check_prototypes', 'check_unread', 'resolve', 'guidance_settings', 'same_run']
 
 # %% ../../nbs/config/presets.ipynb #def8f020
 import dataclasses
@@ -13,13 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Optional, Union
 
-from manifoldgd.config.settings import (
-    check_bounds,
-    check_types,
-    defaults_of,
-    method_setting,
-    setting,
-)
+from .settings import check_config, defaults_of, method_setting, setting
 from ..errors import InputError, expect_between, expect_one_of
 
 # %% ../../nbs/config/presets.ipynb #5e771a01
@@ -270,13 +264,21 @@ def resolve(
 ) -> DistillConfig:  # with every setting filled in
     "Fill in what the preset and the backbone decide, and check everything."
     expect_one_of("preset", config.preset, PRESETS)
-    check_types(config)
+    check_config(config)
     left_out = {name: value for name, value in preset_values(config).items()
                 if getattr(config, name) is None}
     config = dataclasses.replace(config, **left_out)
-    for check in (check_bounds, check_numbers, check_together, check_prototypes, check_unread):
+    for check in (check_numbers, check_together, check_prototypes, check_unread):
         check(config)
     return config
+
+# %% ../../nbs/config/presets.ipynb #5e771a0e
+def guidance_settings(
+    config: DistillConfig,  # resolved
+) -> dict:  # name -> value
+    "Collect the settings that the chosen guidance reads."
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)
+            if config.guidance in (f.metadata["read_by"] or ())}
 
 # %% ../../nbs/config/presets.ipynb #b7f1ba28
 IGNORED = frozenset(f.name for f in dataclasses.fields(DistillConfig)
