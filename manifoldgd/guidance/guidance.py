@@ -122,6 +122,7 @@ class Guidance:
         apply: str = DEFAULTS["apply"],  # the rule: "score", or "mean" (DDPM only)
         **window,  # settings of `Window`
     ):
+        expect_one_of("apply", apply, RULES)
         self.strength, self.rule, self.window = strength, RULES[apply], Window(**window)
         if self.window.start > self.window.stop:
             raise InputError("Expected `start` to be at most `stop`, but got "
