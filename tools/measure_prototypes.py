@@ -22,7 +22,8 @@ from manifoldgd.config.presets import DistillConfig, resolve
 from manifoldgd.config.protocols import PROTOCOLS
 from manifoldgd.core import git_commit, image_generator, replacing
 from manifoldgd.data.sources import digits_data
-from manifoldgd.distillation.distill import Studio, plan
+from manifoldgd.distillation.distill import Studio
+from manifoldgd.distillation.runs import plan
 from manifoldgd.prototypes.levels import METHODS, pool_latents, principal_axes, select_prototypes
 from manifoldgd.students.training import top1, train_student
 

@@ -24,8 +24,7 @@ from manifoldgd.config.protocols import PROTOCOLS
 from manifoldgd.core import git_commit, replacing
 from manifoldgd.evaluation.accuracy import keep_memory
 from manifoldgd.students.networks import ConvNet
-from manifoldgd.students.photographs import color_jitter, random_resized_crop
-from manifoldgd.students.views import random_flip
+from manifoldgd.students.views import color_jitter, random_flip, random_resized_crop
 
 warnings.filterwarnings("ignore")
 torch.set_num_threads(1)
