@@ -29,8 +29,8 @@ from ..data.images import ImageData, mean_and_std
 from ..data.sources import load_data
 from ..distillation.runs import read_run
 from ..errors import InputError
-from .accuracy import read_table
 from .metrics import FeatureSet, measure, real_floor
+from .tables import read_table
 from ..students.training import Normalize, make_student, train_student
 
 # %% ../../nbs/evaluation/measurement.ipynb #a758ed4f
