@@ -139,6 +139,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/manifoldgd', 'doc_host': '
                                                                                   'manifoldgd/data/images.py'),
                                         'manifoldgd.data.images.hash_images': ('data/images.html#hash_images', 'manifoldgd/data/images.py'),
                                         'manifoldgd.data.images.image_files': ('data/images.html#image_files', 'manifoldgd/data/images.py'),
+                                        'manifoldgd.data.images.is_hidden': ('data/images.html#is_hidden', 'manifoldgd/data/images.py'),
                                         'manifoldgd.data.images.mean_and_std': ( 'data/images.html#mean_and_std',
                                                                                  'manifoldgd/data/images.py'),
                                         'manifoldgd.data.images.resize_and_crop': ( 'data/images.html#resize_and_crop',

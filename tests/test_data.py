@@ -47,7 +47,13 @@ def test_a_folder_without_class_folders_is_refused(tmp_path):
         FolderImages(tmp_path)
 
 
-@pytest.mark.parametrize("file", ["notes.txt", ".hidden.png", "folder.png/readme.md"])
+@pytest.mark.parametrize("file", [
+    "notes.txt",
+    ".hidden.png",
+    ".thumbnails/a.png",
+    "more/.thumbnails/a.png",
+    "folder.png/readme.md",
+])
 def test_a_class_folder_without_images_is_refused(tmp_path, file):
     save_images(tmp_path, ["dog/a.png"])
     (tmp_path / "cat" / file).parent.mkdir(parents=True)
@@ -95,6 +101,11 @@ def test_an_image_of_absurd_size_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     with pytest.raises(InputError, match=r"a\.png to be an image, but .*exceeds limit"):
         data.images()
+
+
+def test_a_dataset_below_a_hidden_folder_is_found(tmp_path):
+    root = save_images(tmp_path / ".cache" / "fruit", ["apple/a.png"])
+    assert FolderImages(root).files == ["apple/a.png"]
 
 
 def test_labels_follow_the_sorted_folders(tmp_path):

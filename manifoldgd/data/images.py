@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'resize_and_crop', 'flatten_image', 'decode_image', 'stack_images', 'hash_images', 'ImageData',
-           'ArrayImages', 'class_folders', 'image_files', 'unreadable', 'FolderImages', 'mean_and_std']
+           'ArrayImages', 'class_folders', 'is_hidden', 'image_files', 'unreadable', 'FolderImages', 'mean_and_std']
 
 # %% ../../nbs/data/images.ipynb #796f1d15
 import hashlib
@@ -153,12 +153,19 @@ def class_folders(
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
+def is_hidden(
+    path: Path,  # from the class folder on
+) -> bool:
+    "Tell whether a file, or a folder that it lies in, is hidden."
+    return any(part.startswith(".") for part in path.parts)
+
+
 def image_files(
     folder: Path,  # a class folder
 ) -> list:  # of paths, in their order
     "Find the images in a class folder and in the folders below it."
     files = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in ENDINGS]
-    files = [p for p in files if not p.name.startswith(".") and not p.is_dir()]
+    files = [p for p in files if not is_hidden(p.relative_to(folder)) and not p.is_dir()]
     if not files:
         endings = ", ".join(sorted(ENDINGS))
         raise InputError(
