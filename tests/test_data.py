@@ -87,6 +87,15 @@ def test_a_damaged_image_is_named(tmp_path, ending, share):
         FolderImages(tmp_path).images()
 
 
+def test_the_message_on_a_damaged_image_is_the_same_every_time(tmp_path):
+    data = FolderImages(save_images(tmp_path, ["cat/a.png"]))
+    data.paths[0].write_bytes(b"no image")
+    with pytest.raises(InputError) as caught:
+        data.images()
+    reason = "it could not be read (its format is not known). Remove or replace it."
+    assert str(caught.value) == f"Expected {data.paths[0]} to be an image, but {reason}"
+
+
 def test_a_link_to_nowhere_is_named(tmp_path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "a.png").symlink_to("nowhere")

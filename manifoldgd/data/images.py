@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..core import from_pil
 from .classes import ImageClass
@@ -213,6 +213,8 @@ class FolderImages(ImageData):
         "Image `i`, upright, on white, with 8 bits."
         try:
             return decode_image(self.raw(i))
+        except UnidentifiedImageError:
+            raise unreadable(self.paths[i], "its format is not known") from None
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise unreadable(self.paths[i], error) from None
 
