@@ -20,10 +20,13 @@ class ImageClass:
     name: str  # what people call it
 
     @property
-    def wnid(self): return self.folder if re.fullmatch(r"n\d{8}", self.folder) else ""
+    def wnid(self) -> str:
+        "The WordNet id, or nothing where the folder is not named by one."
+        return self.folder if re.fullmatch(r"n\d{8}", self.folder) else ""
 
 # %% ../../nbs/data/classes.ipynb #76327207
 def imagenet_labels() -> dict:  # WordNet id -> label, 1,000 of them
     "Read the order of ImageNet's classes that DiT-XL/2 was trained on."
-    with open(packaged("tables", "imagenet_classes.csv"), newline="", encoding="utf8") as file:
+    path = packaged("tables", "imagenet_classes.csv")
+    with open(path, newline="", encoding="utf8") as file:
         return {row["wnid"]: int(row["index"]) for row in csv.DictReader(file)}

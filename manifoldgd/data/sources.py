@@ -27,23 +27,40 @@ def digits_data(
     indices = json.loads(packaged("tables", "digits_split.json").read_text())[split]
     digits = load_digits()
     images = torch.from_numpy(digits.images[indices]).unsqueeze(1) / 16
-    images = F.interpolate(images, size=32, mode="bilinear", align_corners=False).mul(255).round().to(torch.uint8)
-    return ArrayImages(images[:, 0].numpy(), digits.target[indices], [ImageClass(str(d), str(d)) for d in range(10)], "digits", [str(i) for i in indices])
+    images = F.interpolate(images, size=32, mode="bilinear", align_corners=False)
+    arrays = images.mul(255).round().to(torch.uint8)[:, 0].numpy()
+    classes = [ImageClass(str(d), str(d)) for d in range(10)]
+    files = [str(i) for i in indices]
+    return ArrayImages(arrays, digits.target[indices], classes, "digits", files)
+
+# %% ../../nbs/data/sources.ipynb #7eda2689
+SPLIT_FOLDERS = {
+    "train": ["train"],
+    "validation": ["val", "validation"],
+    "test": ["test", "val", "validation"],
+}
 
 # %% ../../nbs/data/sources.ipynb #09a57a41
-SPLIT_FOLDERS = {"train": ["train"], "validation": ["val", "validation"], "test": ["test", "val", "validation"]}
-
-
 def load_data(
     spec: str,  # "digits", or the path of a folder
     split: str = "train",  # "train", "validation" or "test"
 ) -> ImageData:
     "Open a dataset by the name that the command line takes."
-    if spec == "digits": return digits_data(split)
+    if spec == "digits":
+        return digits_data(split)
     root = Path(spec).expanduser()
-    if not root.is_dir(): raise InputError(f'Expected `data` to be "digits" or a folder of class folders, but there is no folder {spec!r}.')
+    if not root.is_dir():
+        raise InputError(
+            'Expected `data` to be "digits" or a folder of class folders, '
+            f"but there is no folder {spec!r}."
+        )
     name = root.resolve().name
     for folder in SPLIT_FOLDERS[split]:
-        if (root / folder).is_dir(): return FolderImages(root / folder, name)
-    if split == "train": return FolderImages(root, name)
-    raise InputError(f"Expected a folder {' or '.join(SPLIT_FOLDERS[split])} in {root} for the {split} split, but found none.")
+        if (root / folder).is_dir():
+            return FolderImages(root / folder, name)
+    if split == "train":
+        return FolderImages(root, name)
+    wanted = " or ".join(SPLIT_FOLDERS[split])
+    raise InputError(
+        f"Expected a folder {wanted} in {root} for the {split} split, but found none."
+    )

@@ -1,0 +1,182 @@
+"""What the backbone pages refuse, and what a bank keeps."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from manifoldgd.backbones.backbone import load_backbone, match_labels, tiny_backbone
+from manifoldgd.backbones.latents import cache_folder, encode, latent_bank
+from manifoldgd.data.classes import ImageClass
+from manifoldgd.data.images import ArrayImages
+from manifoldgd.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    "A cache of its own for each test."
+    monkeypatch.setenv("MANIFOLDGD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    "A tiny backbone as a folder in diffusers layout."
+    folder = tmp_path / "saved"
+    tiny = tiny_backbone()
+    for part in ("vae", "transformer", "scheduler"):
+        getattr(tiny, part).save_pretrained(folder / part)
+    (folder / "model_index.json").write_text(json.dumps({"id2label": tiny.id2label}))
+    return folder
+
+
+@pytest.fixture
+def images():
+    "Ten small gray images of two classes."
+    arrays = np.random.default_rng(0).integers(0, 256, (10, 20, 20), dtype=np.uint8)
+    return ArrayImages(arrays, [0, 1] * 5, classes_of("a", "b"), "small")
+
+
+def classes_of(*folders):
+    "A class for each folder, called like it."
+    return [ImageClass(folder, folder) for folder in folders]
+
+
+@pytest.mark.parametrize("spec", ["./nowhere", "nowhere", "/a/b/c", "owner/name/part", "~/x y"])
+def test_what_names_no_backbone_is_refused(spec):
+    with pytest.raises(InputError, match=f"but '{spec}' is none of these"):
+        load_backbone(spec)
+
+
+@pytest.mark.parametrize("part", ["vae", "transformer", "scheduler", "model_index.json"])
+def test_a_missing_part_is_named(saved, part):
+    (saved / part).rename(saved / "elsewhere")
+    with pytest.raises(InputError, match=f"but {part} is missing"):
+        load_backbone(str(saved))
+
+
+@pytest.mark.parametrize("file", [
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "transformer/config.json",
+    "scheduler/scheduler_config.json",
+])
+def test_a_part_that_cannot_be_loaded_is_told_in_one_line(saved, file):
+    (saved / file).unlink()
+    with pytest.raises(InputError, match="could not be loaded: ") as caught:
+        load_backbone(str(saved))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_is_out_of_reach_is_told_in_one_line(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="'owner/name' could not be loaded: ") as caught:
+        load_backbone("owner/name")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_backbone_without_names_loads(saved):
+    (saved / "model_index.json").write_text("{}")
+    loaded = load_backbone(str(saved))
+    assert loaded.id2label == {}
+    assert not loaded.vae.training
+    assert not any(p.requires_grad for p in loaded.transformer.parameters())
+
+
+def test_the_fingerprint_of_the_embedded_backbone_is_known():
+    known = "6c08118bfc2a61b71a5e02ceef4457aa91eee00a6b4ee7b3c146728e1377d8a4"
+    assert load_backbone("digits").fingerprint() == known
+
+
+@pytest.mark.parametrize("folders, message", [
+    (["dog"], r"class of the backbone \(0, 1, 2\), but dog is not\. Rename the folders"),
+    (["1", "dog", "cat"], "but dog, cat is not"),
+    (["p", "q", "r", "s", "t", "u"], "but p, q, r, s, t is not"),
+    (["n01440764"], "but n01440764 is not"),
+    (["0", "1", "0"], "a class of its own, but 0, 0 mean the same class"),
+])
+def test_classes_without_a_label_of_their_own_are_named(folders, message):
+    with pytest.raises(InputError, match=message):
+        match_labels(classes_of(*folders), tiny_backbone())
+
+
+def test_a_folder_and_a_name_may_mean_one_class():
+    classes = [ImageClass("one_1", "1"), ImageClass("1", "1")]
+    with pytest.raises(InputError, match="but one_1, 1 mean the same class"):
+        match_labels(classes, tiny_backbone())
+
+
+def test_a_list_of_many_classes_is_cut():
+    with pytest.raises(InputError, match=r"\(0, 1, 2, 3, 4, \.\.\.\), but"):
+        match_labels(classes_of("dog"), tiny_backbone(n_classes=6))
+
+
+def test_wordnet_ids_are_offered_where_they_are_known():
+    backbone = tiny_backbone(n_classes=1000)
+    with pytest.raises(InputError, match=r"\.\.\. or ImageNet ids\), but n00000001 is not"):
+        match_labels(classes_of("n00000001"), backbone)
+    assert match_labels(classes_of("n02979186"), backbone) == [482]
+
+
+def test_the_folder_goes_before_the_name_and_the_name_before_the_id():
+    backbone = tiny_backbone(n_classes=1000)
+    backbone.id2label = {5: "n01440764", 6: "tench"}
+    assert match_labels([ImageClass("n01440764", "tench")], backbone) == [5]
+    backbone.id2label = {6: "tench"}
+    assert match_labels([ImageClass("n01440764", "tench")], backbone) == [6]
+    backbone.id2label = {}
+    assert match_labels([ImageClass("n01440764", "tench")], backbone) == [0]
+
+
+def test_a_bank_does_not_depend_on_the_batch_size(images, cache):
+    tiny = tiny_backbone()
+    whole = latent_bank(tiny, images, batch_size=10, progress=False)
+    for file in cache.iterdir():
+        file.unlink()
+    parts = latent_bank(tiny, images, batch_size=3, progress=False)
+    assert torch.allclose(whole.latents, parts.latents, atol=1e-5)
+    assert torch.equal(whole.labels, images.labels)
+
+
+def test_a_bank_is_float32_whatever_the_vae_computes_in(images):
+    tiny = tiny_backbone()
+    tiny.vae.to(torch.bfloat16)
+    bank = latent_bank(tiny, images, progress=False)
+    assert bank.latents.dtype == torch.float32
+    single = encode(tiny_backbone().vae, images.images(size=16))
+    assert torch.allclose(bank.latents, single, atol=.05)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_latent_that_is_no_number_is_named_and_not_stored(images, cache, bad, monkeypatch):
+    tiny = tiny_backbone()
+    read = images.images
+
+    def damaged(indices, *args):
+        pixels = read(indices, *args)
+        pixels[indices % 5 == 2] = bad
+        return pixels
+
+    monkeypatch.setattr(images, "images", damaged)
+    message = "for 2 of 10 images, the first of them number 2, of class 'a'"
+    with pytest.raises(InputError, match=message):
+        latent_bank(tiny, images, progress=False)
+    assert not cache.exists()
+
+
+def test_a_stopped_encoding_leaves_no_file(images, cache, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images, "images", stop)
+    with pytest.raises(KeyboardInterrupt):
+        latent_bank(tiny_backbone(), images, progress=False)
+    assert not cache.exists()
+
+
+def test_the_cache_is_in_the_home_by_default(monkeypatch):
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.delenv("MANIFOLDGD_CACHE")
+    assert cache_folder().as_posix() == "/nonexistent/.cache/manifoldgd"
