@@ -1,0 +1,211 @@
+"""The scripts that measure: nothing happens at import, each has a table, and no row is lost."""
+import argparse
+import importlib
+import sys
+
+import matplotlib
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+
+from manifoldgd.core import git_commit
+from manifoldgd.geometry.neighborhood import find_candidates, stack_candidates
+from manifoldgd.guidance.guidance import Step
+from manifoldgd.guidance.manifold import ManifoldGuidance
+from manifoldgd.sampling.loop import NotFinite
+
+NAMES = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
+SCRIPTS = [name for name in NAMES if name != "ledger"]
+
+
+@pytest.fixture
+def load(monkeypatch):
+    "Import a script by its name, as if it stood on the command line with a wrong option."
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    monkeypatch.setattr(sys, "argv", ["experiments/script.py", "--no-such-option"])
+    yield importlib.import_module
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def ledger(load):
+    return load("ledger")
+
+
+def state():
+    "What a script could change by being imported."
+    tables = {p.name: p.read_bytes() for p in (ROOT / "results").iterdir()}
+    seeded = torch.random.get_rng_state().tolist()
+    return tables, torch.get_num_threads(), matplotlib.get_backend(), seeded
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_importing_a_script_does_nothing(load, name, monkeypatch):
+    monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
+    before = state()
+    module = load(name)
+    assert state() == before
+    assert name == "ledger" or callable(module.main)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_says_its_table_and_its_command(load, name):
+    doc = load(name).__doc__
+    assert f"python experiments/{name}.py" in doc
+    assert f"results/{name}.csv" in doc
+
+
+def test_scripts_and_tables_have_one_stem():
+    tables = {p.stem for p in (ROOT / "results").glob("*.csv")}
+    assert tables == set(SCRIPTS)
+
+
+def test_a_wrong_option_is_refused(load, capsys):
+    with pytest.raises(SystemExit) as stop:
+        load("strength").main()
+    assert stop.value.code == 2
+    assert "--no-such-option" in capsys.readouterr().err
+
+
+# The ledger
+
+def test_rows_are_appended(ledger, tmp_path):
+    book = ledger.Ledger(tmp_path / "new folder" / "table.csv")
+    book.add({"a": 1, "b": "x"})
+    book.add({"a": 2, "b": "y", "later": .5})
+    table = pd.read_csv(book.path)
+    assert list(table) == ["a", "b", "later"]
+    assert table.a.tolist() == [1, 2]
+    assert table.later.isna().tolist() == [True, False]
+
+
+def test_a_row_is_appended_whole_or_not_at_all(ledger, tmp_path, monkeypatch):
+    book = ledger.Ledger(tmp_path / "table.csv")
+    book.add({"a": 1})
+    before = book.path.read_bytes()
+
+    def stopped(self, path, **options):
+        path.write_text("a\n1\n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        book.add({"a": 2})
+    assert book.path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_a_table_with_a_key_is_resumed(ledger, tmp_path):
+    path = tmp_path / "table.csv"
+    options = {"key": ("strength", "seed"), "float_format": "%.6g"}
+    ledger.Ledger(path, **options).add({"strength": .1 * 3, "seed": 0, "top1": 85.5})
+    book = ledger.Ledger(path, **options)
+    assert {"strength": .3, "seed": 0} in book
+    assert {"strength": .3, "seed": 1} not in book
+    book.add({"strength": .3, "seed": 1, "top1": 86.})
+    assert {"strength": .3, "seed": 1} in book
+    assert pd.read_csv(path).top1.tolist() == [85.5, 86.]
+
+
+def test_a_table_without_a_key_is_begun_anew(ledger, tmp_path):
+    path = tmp_path / "table.csv"
+    ledger.Ledger(path).add({"a": 1})
+    book = ledger.Ledger(path)
+    assert {"a": 1} not in book
+    assert path.exists(), "Expected the old table to stand until there is a new row."
+    book.add({"a": 2})
+    assert {"a": 2} not in book
+    assert pd.read_csv(path).a.tolist() == [2]
+
+
+def test_provenance(ledger, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["experiments/strength.py", "--arms", "random plane"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    told = ledger.provenance("torch", "commit", "threads", "machine", "command")
+    assert list(told) == ["torch", "commit", "threads", "machine", "command"]
+    assert told["commit"] == git_commit()
+    assert told["torch"] == torch.__version__
+    assert told["threads"] == torch.get_num_threads()
+    command = "OMP_NUM_THREADS=2 python experiments/strength.py --arms 'random plane'"
+    assert told["command"] == command
+
+
+def test_the_table_is_an_option(ledger):
+    parser = ledger.new_parser("What is measured.", "strength")
+    assert parser.parse_args([]).out == ROOT / "results" / "strength.csv"
+    assert parser.parse_args(["--out", "other.csv"]).out.name == "other.csv"
+
+
+# The sweep of strengths
+
+@pytest.fixture
+def strength(load):
+    return load("strength")
+
+
+def sweep(**options):
+    "The command line of the whole sweep, with some options changed."
+    defaults = {"ipc": [1, 5], "schedulers": ["ddim", "ddpm"], "stops": [.5, 1.], "arms": None}
+    return argparse.Namespace(**defaults | {"seeds": 3, "trainings": 2} | options)
+
+
+def test_nothing_is_missing_of_the_committed_sweep(strength, ledger):
+    args = sweep()
+    book = ledger.Ledger(ROOT / "results" / "strength.csv", strength.KEY)
+    cells = strength.list_cells(args)
+    assert 6 * len(cells) == len(book.rows)
+    assert not [cell for cell in cells if strength.list_missing(cell, args, book)]
+    assert len(strength.list_missing(cells[0], sweep(seeds=4), book)) == 2
+
+
+def test_strengths_of_the_sweep(strength):
+    def strengths(arm, scheduler, stop):
+        args = sweep(arms=[arm], schedulers=[scheduler], stops=[stop], ipc=[1])
+        return [cell.strength for cell in strength.list_cells(args)]
+
+    assert strengths("mode", "ddim", .5) == [.01, .03, .06, .1, .3]
+    assert strengths("mode", "ddpm", 1.) == [.09, .3, .9]
+    assert strengths("rescaled", "ddim", .5) == [.03, .1, .3, 1., 3.]
+    assert strengths("rescaled", "ddpm", .5) == [.3, .9, 3.]
+
+
+def guided(kind, dim=3):
+    "A guidance of two samples in 16 dimensions with planes of `dim`, and a step to ask it at."
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 40, 16, generator=generator)
+    candidates = stack_candidates([find_candidates(z.mean(0), z) for z in latents])
+    own = [torch.Generator().manual_seed(b) for b in range(2)]
+    guidance = kind(latents.mean(1), candidates, tangent_dim=dim, generator=own)
+    x, x0, noise_pred = torch.randn(3, 2, 16, generator=generator)
+    return guidance, Step(x, x0, noise_pred, .5, 0, 10)
+
+
+def test_the_rescaled_control_is_as_long_as_the_tangent_part(strength):
+    guidance, step = guided(ManifoldGuidance)
+    rescaled, _ = guided(strength.Rescaled)
+    m, tangent, control = guidance.mode_vector(step), guidance.vector(step), rescaled.vector(step)
+    torch.testing.assert_close(control.norm(dim=1), tangent.norm(dim=1))
+    torch.testing.assert_close(torch.cosine_similarity(control, m), torch.ones(2))
+    assert (torch.cosine_similarity(tangent, m) < .99).all()
+
+
+def test_the_random_plane_is_fixed_and_has_the_dimension(strength):
+    guidance, step = guided(strength.RandomPlane)
+    first, query = guidance.plane(step)
+    assert first.basis.shape == (2, 3, 16)
+    assert guidance.plane(step)[0] is first
+    torch.testing.assert_close(query, step.x0)
+    torch.testing.assert_close(first.basis @ first.basis.mT, torch.eye(3).expand(2, 3, 3))
+    torch.testing.assert_close(guidance.vector(step), first.tangent(guidance.mode_vector(step)))
+    assert (first.basis[0] - first.basis[1]).norm() > .5, "Expected each image's own plane."
+
+
+def test_a_strength_without_finite_samples_has_rows_without_results(strength, monkeypatch):
+    def lost(*args):
+        raise NotFinite("Expected finite samples.", [0])
+
+    monkeypatch.setattr(strength, "make_images", lost)
+    missing = [{"seed": 0, "training_seed": 0}, {"seed": 0, "training_seed": 1}]
+    assert list(strength.rows_of(None, None, None, missing)) == missing
