@@ -3,7 +3,12 @@ import pytest
 import torch
 
 from manifoldgd.errors import InputError
-from manifoldgd.geometry.neighborhood import find_candidates, nearest_neighbors, stack_candidates
+from manifoldgd.geometry.neighborhood import (
+    at_noise_level,
+    find_candidates,
+    nearest_neighbors,
+    stack_candidates,
+)
 from manifoldgd.geometry.tangent import fit_tangent
 
 NAN = float("nan")
@@ -50,6 +55,13 @@ def test_padding_is_no_neighbor():
     batch = stack_candidates([find_candidates(far[0], far[:4]), find_candidates(far[0], far)])
     _, there = nearest_neighbors(torch.zeros(2, 12), batch, n_neighbors=6, adaptive=True)
     assert there.sum(1)[0] == 4
+
+
+def test_unknown_noise_is_not_taken_for_independent():
+    found = find_candidates(LATENTS[0], LATENTS)
+    x = torch.zeros(1, 12)
+    with pytest.raises(InputError, match="one of predicted, shared, independent, but got 'fresh'"):
+        at_noise_level(x, x, .5, found, "fresh", [torch.Generator()])
 
 
 @pytest.mark.parametrize("dim, got", [

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..core import draw_noise, to_points
-from ..errors import InputError
+from ..errors import InputError, expect_one_of
 
 # %% ../../nbs/geometry/neighborhood.ipynb #55bfe84e
 @dataclass
@@ -115,6 +115,7 @@ def at_noise_level(
     generators: list = None,  # one `torch.Generator` per sample; predicted noise needs none
 ) -> tuple:  # queries (B, D), and candidates to compare them with
     "Bring samples and candidates to one noise level, in clean coordinates."
+    expect_one_of("noise", noise, NOISES)
     if noise == "predicted":
         return x0, candidates
     query = x / math.sqrt(alpha_cumprod)
