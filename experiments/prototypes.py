@@ -29,7 +29,7 @@ from manifoldgd.data.images import ImageData
 from manifoldgd.data.sources import digits_data
 from manifoldgd.distillation.distill import Studio
 from manifoldgd.distillation.runs import plan
-from manifoldgd.prototypes.levels import METHODS, pool_latents, principal_axes, select_prototypes
+from manifoldgd.prototypes.selection import METHODS, pool_latents, principal_axes, select_prototypes
 from manifoldgd.students.training import top1, train_student
 
 

@@ -39,7 +39,7 @@ from manifoldgd.geometry.tangent import TangentSpace
 from manifoldgd.guidance.guidance import NoGuidance
 from manifoldgd.guidance.manifold import ManifoldGuidance
 from manifoldgd.guidance.mode import ModeGuidance
-from manifoldgd.prototypes.levels import class_prototypes
+from manifoldgd.prototypes.selection import class_prototypes
 from manifoldgd.sampling.loop import NotFinite, sample
 from manifoldgd.sampling.pipeline import classifier_free
 from manifoldgd.sampling.schedulers import make_scheduler

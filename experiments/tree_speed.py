@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ledger import Ledger, new_parser, provenance
 from manifoldgd.backbones.latents import LatentBank
 from manifoldgd.data.classes import ImageClass
-from manifoldgd.prototypes.levels import class_prototypes
+from manifoldgd.prototypes.selection import class_prototypes
 from manifoldgd.prototypes.tree import bisect_tree
 
 LEAVES = 50

@@ -12,7 +12,7 @@ _HOMES = {
     'EvaluateConfig': 'config.commands',
     'PretrainConfig': 'config.commands',
     'bisect_tree': 'prototypes.tree',
-    'select_prototypes': 'prototypes.levels',
+    'select_prototypes': 'prototypes.selection',
     'TangentSpace': 'geometry.tangent',
     'fit_tangent': 'geometry.tangent',
     'NoGuidance': 'guidance.guidance',

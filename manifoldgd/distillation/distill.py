@@ -21,7 +21,7 @@ from ..data.sources import load_data
 from .makers import make_maker
 from .runs import RunFolder, new_manifest, plan
 from ..errors import InputError
-from ..prototypes.levels import class_prototypes
+from ..prototypes.selection import class_prototypes
 
 # %% ../../nbs/distillation/distill.ipynb #c4000002
 @dataclass

@@ -9,7 +9,7 @@ __all__ = ['hull_area', 'hull_ratio', 'coverage', 'nearest_distances', 'class_se
 import torch
 from scipy.spatial import ConvexHull, QhullError
 
-from ..prototypes.levels import principal_axes
+from ..prototypes.selection import principal_axes
 
 # %% ../../nbs/evaluation/coverage.ipynb #f179d1fe
 def hull_area(
