@@ -19,7 +19,7 @@ from ledger import Ledger, new_parser, provenance
 from manifoldgd.backbones.backbone import Backbone, load_backbone
 from manifoldgd.backbones.latents import decode, encode
 from manifoldgd.config.commands import PretrainConfig
-from manifoldgd.config.presets import DEFAULT_GUIDANCE_SCALE, GUIDANCE_SCALES
+from manifoldgd.config.presets import GUIDANCE_SCALES
 from manifoldgd.config.protocols import PROTOCOLS
 from manifoldgd.core import image_generator, packaged, replacing
 from manifoldgd.data.images import ImageData
@@ -85,7 +85,7 @@ def note_recognized(notes: Notes, backbone: Backbone, judge: torch.nn.Module):
     parts = (backbone.vae, backbone.transformer, make_scheduler("ddim", backbone))
     pipe = ManifoldGDPipeline(*parts, backbone.id2label)
     labels = torch.arange(10).repeat_interleave(SAMPLES)
-    default = GUIDANCE_SCALES.get("digits", DEFAULT_GUIDANCE_SCALE)
+    default = GUIDANCE_SCALES["digits"]
     for scale in sorted({*SCALES, default}):
         images = decode(backbone.vae, sample_digits(pipe, labels, scale))
         share = top1(judge, images, labels)

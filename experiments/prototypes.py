@@ -14,20 +14,19 @@ import argparse
 import itertools
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from ledger import Ledger, new_parser, provenance
 from manifoldgd.backbones.backbone import Backbone, load_backbone, match_labels
-from manifoldgd.backbones.latents import LatentBank, latent_bank
+from manifoldgd.backbones.latents import LatentBank, decode, latent_bank
 from manifoldgd.config.presets import DistillConfig, resolve
 from manifoldgd.config.protocols import PROTOCOLS
 from manifoldgd.core import image_generator
 from manifoldgd.data.images import ImageData
 from manifoldgd.data.sources import digits_data
-from manifoldgd.distillation.distill import Studio
+from manifoldgd.distillation.makers import make_maker, points_of
 from manifoldgd.distillation.runs import plan
 from manifoldgd.prototypes.selection import METHODS, pool_latents, principal_axes, select_prototypes
 from manifoldgd.students.training import top1, train_student
@@ -110,8 +109,13 @@ def make_images(
     preset = "manifoldgd" if images == "sample" else "decoded"
     config = resolve(DistillConfig(preset=preset, ipc=ipc, seed=seed))
     labels = match_labels(digits.train.classes, digits.backbone)
-    studio = Studio(config, digits.train, digits.backbone, labels, digits.bank, chosen)
-    return studio.make(plan(Path(), digits.train, ipc))
+    jobs = plan(digits.train.classes, ipc)
+    latents = points_of(chosen, jobs).reshape(-1, *digits.backbone.latent_shape)
+    if images == "sample":
+        maker = make_maker(
+            config, digits.train, digits.backbone, labels, digits.bank, chosen)
+        latents, _ = maker.sample(jobs)
+    return decode(digits.backbone.vae, latents).cpu()
 
 
 def test_by_class(student: torch.nn.Module, digits: Digits) -> list:  # percent

@@ -83,19 +83,23 @@ class Rescaled(ManifoldGuidance):
 
     def vector(self, step, record: dict = None) -> torch.Tensor:
         "Shorten the mode vector."
-        m = self.mode_vector(step)
+        m = self.mode(step)
         tangent = super().vector(step, record)
         lengths = m.norm(dim=1, keepdim=True).clamp(min=1e-12)
         return m * tangent.norm(dim=1, keepdim=True) / lengths
 
 
-class RandomPlane(ManifoldGuidance):
-    "The mode vector, projected on a random plane that is each image's own."
+@dataclass
+class RandomPlanes:
+    "Random planes, one for each image, in place of those of its neighbors."
+    dims: torch.Tensor  # (n,) their dimensions
+    generator: list  # one `torch.Generator` per image
+    fixed: TangentSpace = None
 
-    def plane(self, step) -> tuple:
+    def __call__(self, step, s: float) -> tuple:
         "Draw the planes at the first step, and keep them."
-        if not hasattr(self, "fixed"):
-            shape = (step.x0.shape[1], int(self.tangent_dim.max()))
+        if self.fixed is None:
+            shape = (step.x0.shape[1], int(self.dims.max()))
             frames = [torch.linalg.qr(draw_noise(shape, [g])[0]).Q.T for g in self.generator]
             basis = torch.stack(frames)
             weights = torch.ones(basis.shape[:2])
@@ -244,15 +248,18 @@ def new_guidance(digits: Digits, batch: Batch, cell: Cell):
     arm = ARMS[cell.arm]
     other = cell.arm == "other class"
     candidates = batch.candidates_of_next_class() if other else batch.candidates
-    kind = {"rescaled": Rescaled, "random plane": RandomPlane}.get(cell.arm, ManifoldGuidance)
-    return kind(
+    kind = Rescaled if cell.arm == "rescaled" else ManifoldGuidance
+    own = generators_of(digits, batch, "plane")
+    guide = kind(
         batch.points,
         stack_candidates(candidates),
         tangent_dim=arm.tangent_dim,
         n_neighbors=arm.n_neighbors,
-        generator=generators_of(digits, batch, "plane"),
         **window,
     )
+    if cell.arm == "random plane":
+        guide.planes = RandomPlanes(guide.planes.dims, own)
+    return guide
 
 
 def make_images(digits: Digits, batch: Batch, cell: Cell) -> tuple:  # latents, images, trace
