@@ -81,7 +81,7 @@ class DistillConfig:
         .5, "Guidance stops after this share of the steps.", at_least=0, at_most=1,
         read_by=GUIDED)
     scheduler: Optional[Literal["ddim", "ddpm", "dpm++", "unipc", "euler"]] = method_setting(
-        "ddim", "Sampler.")
+        "ddpm", "Sampler.")
     num_inference_steps: Optional[int] = method_setting(
         50, "Denoising steps.", at_least=1, at_most=1000)
     guidance_scale: Optional[float] = method_setting(
@@ -142,7 +142,6 @@ PRESETS = {
     "paper": {
         "strength": 1.,
         "space": "xt",
-        "scheduler": "ddpm",
         "noise": "independent",
         "tangent_dim": 3,
     },
@@ -150,13 +149,12 @@ PRESETS = {
         "prototypes": "leaves",
         "guidance": "released",
         "apply": "mean",
-        "scheduler": "ddpm",
         "stop": .48,
         "cfg_channels": 3,
         "noise": "independent",
         "tangent_dim": 3,
         "radius": .1,
-        "anneal_steps": 5,
+        "anneal_steps": 6,
         "pull": .1,
         "pull_width": .1,
     },
@@ -164,7 +162,8 @@ PRESETS = {
         "prototypes": "kmeans",
         "guidance": "mode",
         "apply": "mean",
-        "scheduler": "ddpm",
+        "stop": .48,
+        "cfg_channels": 3,
     },
     "dit": {"prototypes": "none", "guidance": "none", "strength": 0.},
     "decoded": {"images": "decode", "guidance": "none", "strength": 0.},
