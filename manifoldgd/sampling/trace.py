@@ -57,7 +57,7 @@ def chain_end(
     x, _ = sample(eps_model, start, scheduler, guidance, num_inference_steps, noise)
     return x.item()
 
-
+# %% ../../nbs/sampling/trace.ipynb #b7c6f02f
 def chain_mean(
     scheduler,  # of diffusers
     num_inference_steps: int,
@@ -177,7 +177,7 @@ def draw_image(
     ax.set_xticks([])
     ax.set_yticks([])
 
-
+# %% ../../nbs/sampling/trace.ipynb #bb207186
 def plot_denoising(
     backbone: Backbone,
     class_label: int,  # of the backbone
