@@ -10,6 +10,7 @@ __all__ = ['is_wnid', 'split_names', 'ImageClass', 'expect_each_once', 'ClassMap
 import csv
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -58,8 +59,8 @@ def expect_each_once(
     values: list,  # of text or numbers, None or empty where there is none
 ):
     "Raise an `InputError` that names the values which occur more than once."
-    known = [value for value in values if value not in (None, "")]
-    twice = [value for value in dict.fromkeys(known) if known.count(value) > 1]
+    known = Counter(value for value in values if value not in (None, ""))
+    twice = [value for value, times in known.items() if times > 1]
     if twice:
         raise InputError(
             f"Expected every class to have {what} of its own, but several have {shortened(twice)}."
