@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['JUNK', 'ENDINGS', 'resize_and_crop', 'flatten_image', 'decode_image', 'stack_images', 'hash_images', 'ImageData',
-           'ArrayImages', 'is_junk', 'visible_folders', 'class_folders', 'is_image', 'image_files', 'class_of_folder',
-           'find_images', 'Unreadable', 'decode_or_name', 'FolderImages', 'file_facts', 'mean_and_std']
+           'ArrayImages', 'select_classes', 'is_junk', 'visible_folders', 'class_folders', 'is_image', 'image_files',
+           'class_of_folder', 'find_images', 'Unreadable', 'decode_or_name', 'FolderImages', 'file_facts',
+           'mean_and_std']
 
 # %% ../../nbs/data/images.ipynb #796f1d15
 import copy
@@ -156,6 +157,22 @@ class ArrayImages(ImageData):
         kept = super().keep(indices)
         kept.arrays = self.arrays[list(indices)]
         return kept
+
+# %% ../../nbs/data/images.ipynb #8857a820
+def select_classes(
+    data: ImageData,
+    numbers: list,  # of the classes to keep, in their new order
+    classes=None,  # what they are called from now on, by default as before
+) -> ImageData:
+    "The images of some classes, which are numbered anew."
+    places = torch.full((len(data.classes),), -1)
+    places[numbers] = torch.arange(len(numbers))
+    labels = places[data.labels]
+    indices = (labels >= 0).nonzero().flatten()
+    kept = data.keep(indices.tolist())
+    kept.labels = labels[indices]
+    kept.classes = ClassMap(classes or [data.classes[number] for number in numbers])
+    return kept
 
 # %% ../../nbs/data/images.ipynb #5f3d3fe1
 JUNK = {"__MACOSX", "@eaDir", "lost+found"}  # what archives and systems leave behind
