@@ -9,6 +9,7 @@ __all__ = ['DEVICE', 'EvaluateConfig', 'MetricsConfig', 'PretrainConfig']
 from dataclasses import MISSING, dataclass
 from typing import Literal, Optional
 
+from .presets import SOURCE_HELP
 from .protocols import PROTOCOLS
 from .settings import setting
 
@@ -72,10 +73,15 @@ class MetricsConfig:
 class PretrainConfig:
     "Train a small VAE and a small class-conditional DiT on a labelled image dataset."
 
-    data: str = setting(
-        MISSING, "A folder of class folders (DIR, or DIR with train/ in it), or digits.")
+    data: str = setting(MISSING, SOURCE_HELP["data"])
     out: str = setting(
         MISSING, "Folder of the backbone; an unfinished training there is resumed.")
+    named: Optional[str] = setting(None, SOURCE_HELP["named"])
+    classes: Optional[str] = setting(None, SOURCE_HELP["classes"])
+    image_column: Optional[str] = setting(None, SOURCE_HELP["image_column"])
+    label_column: Optional[str] = setting(None, SOURCE_HELP["label_column"])
+    strict: bool = setting(
+        False, "Damaged training images are an error, instead of being left out.")
     seed: int = setting(0, "Seed of the training.")
     image_size: int = setting(
         32, "Height and width of the images, a multiple of 8.", at_least=1)
