@@ -64,7 +64,7 @@ def uses_weights(
     "Tell whether a backbone had a part in a run."
     return config.images != "real" or config.prototypes != "random"
 
-
+# %% ../../nbs/sharing/card.ipynb #29a38ce3
 def tell_terms(
     what: str,  # such as "The data"
     name: str,  # of the data or weights
@@ -77,7 +77,7 @@ def tell_terms(
     link = f" ([source]({terms['url']}))" if terms["url"] else ""
     return f"- **{what}** (`{name}`, {terms['name']}): {terms['terms']}{link}."
 
-
+# %% ../../nbs/sharing/card.ipynb #0caec9d9
 def section_terms(
     distilled: DistilledSet,
 ) -> str:
@@ -127,7 +127,7 @@ def describe_making(
         sentences.append(GUIDANCES[config.guidance])
     return " ".join(sentences)
 
-# %% ../../nbs/sharing/card.ipynb #12d6408c
+# %% ../../nbs/sharing/card.ipynb #91e3482f
 SAMPLING = {"guidance", "scheduler", "num_inference_steps", "guidance_scale", "cfg_channels"}
 
 
@@ -171,7 +171,7 @@ COLUMNS = {
 }
 MOST_CLASSES = 100  # listed in a card
 
-
+# %% ../../nbs/sharing/card.ipynb #0f95fe51
 def section_content(
     distilled: DistilledSet,
 ) -> str:
@@ -201,7 +201,7 @@ distillation. Judge what was trained on it by real images of the original datase
   the prototypes saw. Nothing here protects the privacy of who is in them.
 - No accuracy is claimed. `manifoldgd evaluate` measures it, by a protocol that is written down."""
 
-# %% ../../nbs/sharing/card.ipynb #26b270f3
+# %% ../../nbs/sharing/card.ipynb #ba045ed1
 def section_citation(
     version: str,  # of this software
 ) -> str:
@@ -242,7 +242,7 @@ def licence_of(
         return {"license": "other", "license_name": "terms-of-data-and-weights"}
     return {"license": "unknown"}
 
-
+# %% ../../nbs/sharing/card.ipynb #2bfbec18
 def card_head(
     distilled: DistilledSet,
     form: Format,
@@ -287,7 +287,7 @@ def dataset_card(
     ]
     return "\n\n".join(parts) + "\n"
 
-
+# %% ../../nbs/sharing/card.ipynb #784942df
 def write_card(
     folder: Path,  # of the export
     distilled: DistilledSet,

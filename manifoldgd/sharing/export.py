@@ -105,7 +105,7 @@ def describe_export(
         "license": config.license,
     }
 
-
+# %% ../../nbs/sharing/export.ipynb #3dd2b66f
 def expect_place(
     folder: Path,  # of the export
 ):
@@ -167,7 +167,7 @@ def export_run(
             add_papers(temporary, config, distilled, wanted)
     return Exported(folder, send(folder, config) if config.push_to_hub else "")
 
-# %% ../../nbs/sharing/export.ipynb #c2351fa7
+# %% ../../nbs/sharing/export.ipynb #605cfa7e
 def expect_outside(
     folder: Path,  # of the export
     distilled: DistilledSet,
@@ -208,7 +208,7 @@ def agreed(
     except EOFError:
         return False
 
-
+# %% ../../nbs/sharing/export.ipynb #5d654666
 def hub_url(
     config: ExportConfig,
 ) -> str:
@@ -238,7 +238,7 @@ def expect_fitting(
                          f"only, but it holds other files, such as {others[0]}. Choose another "
                          "name.")
 
-# %% ../../nbs/sharing/export.ipynb #f9e457db
+# %% ../../nbs/sharing/export.ipynb #4a773ca5
 def hub_error(
     error: Exception,  # what the client raised
     folder: Path,  # of the export

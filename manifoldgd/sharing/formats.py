@@ -496,7 +496,7 @@ def write_ddranking(
     for name, tensor in tensors.items():
         torch.save(tensor, folder / f"{name}.pt")
 
-
+# %% ../../nbs/sharing/formats.ipynb #b915e535
 def hash_tensor(
     tensor: torch.Tensor,
 ) -> str:  # 64 hex digits
@@ -529,7 +529,7 @@ def tensor_content(
     "Identify an image by its tensor."
     return hash_tensor(normalized(image, **settings))
 
-
+# %% ../../nbs/sharing/formats.ipynb #1b3f8dab
 @dataclass(frozen=True)
 class Format:
     "How a run is written, and how it is read back."
