@@ -19,6 +19,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/manifoldgd', 'doc_host': '
                                                                                                 'manifoldgd/backbones/backbone.py'),
                                                'manifoldgd.backbones.backbone.load_backbone': ( 'backbones/backbone.html#load_backbone',
                                                                                                 'manifoldgd/backbones/backbone.py'),
+                                               'manifoldgd.backbones.backbone.load_parts': ( 'backbones/backbone.html#load_parts',
+                                                                                             'manifoldgd/backbones/backbone.py'),
                                                'manifoldgd.backbones.backbone.match_labels': ( 'backbones/backbone.html#match_labels',
                                                                                                'manifoldgd/backbones/backbone.py'),
                                                'manifoldgd.backbones.backbone.network_bytes': ( 'backbones/backbone.html#network_bytes',

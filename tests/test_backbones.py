@@ -241,3 +241,17 @@ def test_the_cache_is_in_the_home_by_default(monkeypatch):
     monkeypatch.setenv("HOME", "/nonexistent")
     monkeypatch.delenv("MANIFOLDGD_CACHE")
     assert cache_folder().as_posix() == "/nonexistent/.cache/manifoldgd"
+
+
+def test_an_unreachable_hub_is_called_unreachable(monkeypatch, tmp_path):
+    asked = []
+
+    def silent(name, kind):
+        asked.append((name, kind))
+        return "no answer within 8 s"
+
+    monkeypatch.setattr("manifoldgd.backbones.backbone.ask_hub", silent)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(InputError, match="unreachable .no answer within 8 s., and there is no"):
+        load_backbone("nobody/no-such-backbone")
+    assert asked == [("nobody/no-such-backbone", "model")]
