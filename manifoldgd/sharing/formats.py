@@ -553,7 +553,7 @@ data = ImageFolder("DIR/images", transform=transform)
 """
 LOAD_TARS = """
 from webdataset import WebDataset
-data = WebDataset("DIR/data/train-00000.tar", shardshuffle=False).decode("pil")
+data = WebDataset(sorted(glob("DIR/data/*.tar")), shardshuffle=False).decode("pil")
 """
 JUDGE_TENSORS = """
 images, labels, lr = [torch.load(f"DIR/{n}.pt") for n in ("images", "labels", "lr")]
