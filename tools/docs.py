@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
 
 import yaml
 from docsite.book import ON_SITE, read_book
-from docsite.links import linked
+from docsite.links import linked, set_apart
 from docsite.reference import entry_text
 from docsite.tables import api_page, definitions, plain_table, settings_page
 from execnb.nbio import mk_cell, write_nb
@@ -187,6 +187,10 @@ def processed(page, book):
     title = notebook.frontmatter_.get("title", page)
     front, *cells = notebook.cells
     cells = with_picture_texts(with_plain_tables(cells), title)
+    taken = {name for home, name in book.entries if home == page}
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            cell.source = set_apart(cell.source, taken)
     cells = with_reference(cells, page, book)
     cells = [tools_cell(page, book), *cells]
     for cell in cells:

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from .book import REFERENCES, sidebar_pages
+from .links import heading_id
 
 COLUMNS = 100
 DOWNLOADS = "notebooks/"  # copies to take away, which are no pages
@@ -95,17 +96,6 @@ def read_pages(folder):
 # Links and anchors
 
 
-def heading_id(words):
-    "The id that pandoc gives a heading."
-    found = re.search(r"\{[^}]*#([\w.:-]+)[^}]*\}\s*$", words)
-    if found:
-        return found[1]
-    words = re.sub(r"\{[^}]*\}\s*$", "", words)
-    words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", words)
-    words = re.sub(r"[^\w\s.-]", "", words).strip().lower()
-    return re.sub(r"^[^a-z]+", "", re.sub(r"\s+", "-", words)) or "section"
-
-
 def own_ids(page):
     "The ids that a page writes itself, one for each time it does."
     kept = FENCE.sub(lambda m: m[3] if "=html" in m[2] else "", page.text)
@@ -145,7 +135,8 @@ def broken_links(pages, folder):
 def double_ids(pages, folder):
     "Places with the same id."
     for page in pages.values():
-        ids = own_ids(page)
+        plain = [words for words in page.headings if "{#" not in words]
+        ids = own_ids(page) + sorted(set(map(heading_id, plain)))
         for twice in sorted({name for name in ids if ids.count(name) > 1}):
             yield f"{page.name}: the id {twice} stands twice"
 

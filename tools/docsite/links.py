@@ -83,3 +83,25 @@ def work_link(match, page, book):
     if key is None or page == REFERENCES:
         return match[0]
     return f"[{match[0]}]({relative(page, f'{REFERENCES}#ref-{key}')})"
+
+
+def heading_id(words):
+    "The id that pandoc gives a heading."
+    found = re.search(r"\{[^}]*#([\w.:-]+)[^}]*\}\s*$", words)
+    if found:
+        return found[1]
+    words = re.sub(r"\{[^}]*\}\s*$", "", words)
+    words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", words)
+    words = re.sub(r"[^\w\s.-]", "", words).strip().lower()
+    return re.sub(r"^[^a-z]+", "", re.sub(r"\s+", "-", words)) or "section"
+
+
+def set_apart(text, taken):
+    "Give headings another id where theirs is that of an entry of the reference."
+
+    def renamed(match):
+        own = heading_id(match[2])
+        is_plain = "{" not in match[2] and own in taken
+        return f"{match[0]} {{#on-{own}}}" if is_plain else match[0]
+
+    return re.sub(r"^(#+) +(.+)$", renamed, text, flags=re.M)

@@ -38,7 +38,7 @@ class Entry:
     @property
     def anchor(self):
         "The id of its heading."
-        return self.name.lower()
+        return self.name
 
 
 # Reading code

@@ -4,7 +4,11 @@ import re
 from importlib import import_module
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
+from .links import relative
 from .reference import one_of
+
+API = "reference/api.qmd"
+SETTINGS = "reference/settings.qmd"
 
 # Tables of pandas
 
@@ -184,7 +188,7 @@ def module_index(module, page, book):
     plumbing = plumbing_names(page, book)
     small = {entry.name for entry in plumbing}
     lines = index_of(page, book, lambda entry: entry.name not in small)
-    text = [f"### [`{module}`](/{page}) {{#{module}}}", *lines]
+    text = [f"### [`{module}`]({relative(API, page)}) {{#{module}}}", *lines]
     if plumbing:
         names = [f"[`{entry.name}`](/{page}#{entry.anchor})" for entry in plumbing]
         text.append(f"[Plumbing: {', '.join(names)}.]{{.small}}")
