@@ -22,7 +22,14 @@ import yaml
 from docsite.book import ON_SITE, read_book
 from docsite.links import linked, set_apart
 from docsite.reference import entry_text
-from docsite.tables import api_page, definitions, plain_table, settings_page
+from docsite.tables import (
+    API,
+    SETTINGS,
+    api_page,
+    definitions,
+    plain_table,
+    settings_page,
+)
 from execnb.nbio import mk_cell, write_nb
 from nbdev.frontmatter import FrontmatterProc
 from nbdev.process import NBProcessor
@@ -261,9 +268,8 @@ def make(folder=None):
     shutil.rmtree(folder, ignore_errors=True)
     make_notebooks(book, folder)
     make_others(book, folder)
-    for name, text in (("settings", settings_page(book)), ("api", api_page(book))):
-        page = f"reference/{name}.qmd"
-        write(folder / page, linked(text, page, book))
+    write(folder / SETTINGS, settings_page(book))
+    write(folder / API, api_page(book))
     write(folder / "_quarto.yml", yaml.safe_dump(site_options(book), sort_keys=False))
     write(folder / "_definitions.json", json.dumps(definitions(book), indent=1))
     shutil.copy(Path(__file__).parent / "docsite/search_index.py", folder / "_search.py")

@@ -65,6 +65,7 @@ class Book:
         for entries in cells.values():
             for entry in sum(entries.values(), []):
                 fill_in_defaults(entry)
+            mark_settings(sum(entries.values(), []))
         return cells
 
     @cached_property
@@ -168,6 +169,15 @@ def default_exp(notebook):
 def exports(cell):
     "Whether a cell goes into the package."
     return cell.cell_type == "code" and bool({"export", "exports"} & cell.directives_.keys())
+
+
+def mark_settings(entries):
+    "Let a class that is put together from classes of settings be one of them."
+    names = {entry.name for entry in entries if entry.kind == "settings"}
+    for entry in entries:
+        if names & set(entry.bases):
+            entry.kind = "settings"
+            entry.parameters = []
 
 
 def fill_in_defaults(entry):

@@ -4,6 +4,7 @@ Nothing is imported or run: names, parameters, defaults, and the comments that s
 """
 import ast
 import io
+import textwrap
 import tokenize
 from dataclasses import dataclass, field
 
@@ -116,13 +117,18 @@ def parameters_of(node, comments):
     return [p for p in read if p.name not in ("self", "cls")]
 
 
+def is_one_line(node):
+    "Whether the parameters of a function stand on the line of its name."
+    args = [arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)]
+    return all(arg.lineno == node.lineno for arg in args)
+
+
 def signature_comment(node, comments):
     "The comment on the line that closes a signature, unless it is that of a parameter."
     args = [arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)]
     last = max([arg.lineno for arg in args], default=0)
     closing = node.returns.end_lineno if node.returns else node.body[0].lineno - 1
-    is_one_line = last == node.lineno
-    if is_one_line:
+    if is_one_line(node):
         return comments.get(node.lineno, "")
     return comments.get(closing, "") if closing > last else ""
 
@@ -138,7 +144,7 @@ def function_entry(node, comments, owner=""):
     is_property = {"property", "cached_property"} & set(decorators_of(node))
     kind = "property" if is_property else "method" if owner else "function"
     comment = signature_comment(node, comments)
-    is_shapes = "->" in comment and comment.startswith("(")
+    is_shapes = "->" in comment and is_one_line(node)
     return Entry(
         name=f"{owner}.{node.name}" if owner else node.name,
         kind=kind,
@@ -235,8 +241,8 @@ def signature(entry):
     line = f"{before}{name}({', '.join(words)}){after}"
     if len(line) <= WIDTH:
         return line
-    inner = "".join(f"    {word},\n" for word in words)
-    return f"{before}{name}(\n{inner}){after}"
+    inner = textwrap.fill(", ".join(words), WIDTH, initial_indent="    ", subsequent_indent="    ")
+    return f"{before}{name}(\n{inner},\n){after}"
 
 
 def code_span(text):

@@ -74,21 +74,29 @@ def value_text(value):
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
-def settings_table(cls, anchor):
-    "Every setting of a command: type, bounds, default, meaning."
+def escaped(text):
+    "Plain text as markdown for a cell of a table."
+    return text.replace("|", "\\|").replace("<", "\\<").replace("*", "\\*")
+
+
+def settings_table(cls, group):
+    "The settings that a group declares: type, bounds, default, meaning."
     kinds = get_type_hints(cls)
     rows = []
     for declared in dataclasses.fields(cls):
         name = declared.name
+        if name not in vars(group).get("__annotations__", {}):
+            continue
         readers = declared.metadata.get("read_by")
         only = f" *Read by the guidance {one_of([f'`{r}`' for r in readers])}.*" if readers else ""
         rows.append([
-            f"[`{name}`]{{#{anchor}-{name}}}",
+            f"[`{name}`]{{#{group.__name__}-{name}}}",
             setting_type(declared, kinds[name]) + bounds(declared),
             value_text(declared.metadata["default"]),
-            declared.metadata["help"].replace("|", "\\|") + only,
+            escaped(declared.metadata["help"]) + only,
         ])
-    return pipe_table(["setting", "type", "default", "meaning"], rows, (20, 22, 14, 44))
+    table = pipe_table(["setting", "type", "default", "meaning"], rows, (18, 24, 12, 46))
+    return f"::: {{.table-scroll}}\n{table}\n:::"
 
 
 def preset_table(cls, presets):
@@ -110,32 +118,58 @@ title: Settings
 description: Every setting of every command, and its value in each preset.
 ---
 
-The tables are made from the declarations in `config.presets` and `config.commands`. On the command
-line `guidance_scale` is `--guidance-scale 3`, and a setting that is yes or no is `--trace` or
-`--no-trace`; in Python it is a field of the class. `manifoldgd distill --help` says the same.
+The tables are made from the declarations in [`config.presets`](/config/presets.ipynb) and
+[`config.commands`](/config/commands.ipynb). On the command line `guidance_scale` is
+`--guidance-scale 3`, and a setting that is yes or no is `--trace` or `--no-trace`; in Python it is
+a field of the class. `manifoldgd distill --help` says the same.
 """
 PRESETS_HEAD = """### In each preset
 
-What a preset does not name has the default value. Bold: another value than the default.
+A setting of the method has the default value where a preset does not name it. **Bold**: another
+value than the default.
 """
+
+
+def groups_of(cls, page, book):
+    "The classes of settings that a configuration is put together from, as their page has them."
+    bases = {base.__name__: base for base in cls.__mro__ if dataclasses.is_dataclass(base)}
+    named = [name for home, name in book.entries if home == page and name in bases]
+    return [bases[name] for name in named if vars(bases[name]).get("__annotations__")]
+
+
+def settings_of(name, page, book):
+    "The part of the page of settings that belongs to one command."
+    home = import_module(f"manifoldgd.{page.removesuffix('.ipynb').replace('/', '.')}")
+    cls, entry = getattr(home, name), book.entries[page, name]
+    command = name.removesuffix("Config").lower()
+    link = f"[`{name}`](/{page}#{name})"
+    texts = [f"## `manifoldgd {command}` {{#{name}}}", f"{entry.summary} In Python: {link}."]
+    for group in groups_of(cls, page, book):
+        if group is not cls:
+            summary = book.entries[page, group.__name__].summary.rstrip(".")
+            texts.append(f"### {summary} {{#{group.__name__}}}")
+        texts.append(settings_table(cls, group))
+    presets = getattr(home, "PRESETS", None)
+    if presets:
+        table = preset_table(cls, presets)
+        texts.append(f"{PRESETS_HEAD}\n::: {{.table-scroll .presets}}\n{table}\n:::")
+    return texts
 
 
 def settings_page(book):
     "The page of all settings."
+    places = [place for place, entry in book.entries.items() if entry.kind == "settings"]
+    parts = {base for place in places for base in book.entries[place].bases}
+    whole = [(page, name) for page, name in places if name not in parts]
     texts = [SETTINGS_HEAD]
-    for (page, name), entry in book.entries.items():
-        if entry.kind != "settings":
-            continue
-        home = import_module(f"manifoldgd.{page.removesuffix('.ipynb').replace('/', '.')}")
-        cls = getattr(home, name)
-        texts.append(f"## `{name}` {{#{entry.anchor}}}\n\n{entry.summary} Defined as `{name}`.")
-        texts.append(f"::: {{.table-scroll}}\n{settings_table(cls, entry.anchor)}\n:::")
-        if any(declared.default is None for declared in dataclasses.fields(cls)):
-            presets = getattr(home, "PRESETS", None)
-            if presets:
-                table = preset_table(cls, presets)
-                texts.append(f"{PRESETS_HEAD}\n::: {{.table-scroll .presets}}\n{table}\n:::")
-    return "\n\n".join(texts)
+    for page, name in whole:
+        texts.extend(settings_of(name, page, book))
+    return with_links("\n\n".join(texts), SETTINGS)
+
+
+def with_links(text, page):
+    "Text of a page where links from the root of the site become links from the page."
+    return re.sub(r"\]\(/([^()\s]+)\)", lambda match: f"]({relative(page, match[1])})", text)
 
 
 # The index of the reference
@@ -188,7 +222,7 @@ def module_index(module, page, book):
     plumbing = plumbing_names(page, book)
     small = {entry.name for entry in plumbing}
     lines = index_of(page, book, lambda entry: entry.name not in small)
-    text = [f"### [`{module}`]({relative(API, page)}) {{#{module}}}", *lines]
+    text = [f"### [`{module}`](/{page}) {{#{module}}}", *lines]
     if plumbing:
         names = [f"[`{entry.name}`](/{page}#{entry.anchor})" for entry in plumbing]
         text.append(f"[Plumbing: {', '.join(names)}.]{{.small}}")
@@ -202,7 +236,7 @@ def api_page(book):
         texts.extend(index_of(page, book, lambda entry: entry.name in book.front))
     texts.append("## By module")
     texts.extend(module_index(module, page, book) for module, page in book.modules.items())
-    return "\n\n".join(texts)
+    return with_links("\n\n".join(texts), API)
 
 
 # For the search
