@@ -168,8 +168,8 @@ class ComputeSettings:
         False, "Write what the guidance did at every step to <out>/trace.csv.",
         changes_images=False)
     batch_size: int = setting(
-        50, "Images sampled at once; changes no image beyond rounding.", at_least=1,
-        changes_images=False)
+        50, "Images made together, a unit of work; part of what makes two runs the same.",
+        at_least=1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.", changes_images=False)
 
 # %% ../../nbs/config/presets.ipynb #d6a8e57f
