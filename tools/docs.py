@@ -67,15 +67,16 @@ def is_exported(cell):
     return bool({"export", "exports", "exporti"} & cell.directives_.keys())
 
 
-def parts(entries, book):
+def parts(entries, page, book):
     "Entries as markdown: a function or class with its methods in one box."
     texts = []
     for entry in entries:
         level = 4 if "." in entry.name else 3
         entry = dataclasses.replace(entry, summary=book.summary_of(entry))
         text = entry_text(entry, level, book.meaning_of)
+        source = book.source_of(page, entry.name)
         if level == 3:
-            texts.append(text)
+            texts.append(f"{text}\n\n[Source]({source})" if source else text)
         else:
             texts[-1] += f"\n\n{text}"
     return [mk_cell(f"::: {{.reference}}\n\n{text}\n\n:::", "markdown") for text in texts]
@@ -114,9 +115,9 @@ def with_reference(cells, page, book):
         entries = book.entries_in(page, cell)
         if book.is_plumbing(page, cell):
             told.append(mk_cell(note(entries), "markdown"))
-            plumbing.extend(parts(entries, book))
+            plumbing.extend(parts(entries, page, book))
         else:
-            told.extend(parts(entries, book))
+            told.extend(parts(entries, page, book))
         if "exports" in cell.directives_:
             told.append(source_cell(cell, entries, has_equation(cells, number)))
     if plumbing:

@@ -90,6 +90,15 @@ class Book:
         "The words of every page outside its exported cells."
         return {page: told_words(notebook) for page, notebook in self.pages.items()}
 
+    def source_of(self, page, name):
+        "The address of the code of a function or class, or nothing."
+        path = f"manifoldgd/{page.removesuffix('.ipynb')}.py"
+        if not self.options.git_url or not (self.root / path).exists():
+            return ""
+        tree = ast.parse((self.root / path).read_text(encoding="utf-8"))
+        lines = [node.lineno for node in tree.body if getattr(node, "name", "") == name]
+        return self.options.source(path) + (f"#L{lines[0]}" if lines else "")
+
     def entries_in(self, page, cell):
         "What an exported cell defines."
         return self.defined[page].get(cell.id, [])

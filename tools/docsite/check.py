@@ -4,6 +4,7 @@ import posixpath
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import unescape
 from pathlib import Path
 
 import yaml
@@ -225,13 +226,13 @@ def bad_formulas(pages, folder):
         import pypandoc
     except ImportError:
         return
-    found = list(formulas(pages))
-    numbered = "\n\n".join(f"${text}$" for _, text in dict.fromkeys(found))
-    options = ["--mathml", "--wrap=none"]
-    html = pypandoc.convert_text(numbered, "html", "markdown", extra_args=options)
-    failed = re.findall(r"<span class=\"math[^>]*>(.*?)</span>", html, flags=re.S)
-    for text in failed:
-        yield f"mathematics that is not MathML: {text.strip()[:80]}"
+    found = {text: name for name, text in formulas(pages)}
+    together = "\n\n".join(f"${text}$" for text in found)
+    options = ["--mathml", "--wrap=none", "--quiet"]
+    html = pypandoc.convert_text(together, "html", "markdown", extra_args=options)
+    for text in re.findall(r"<span class=\"math[^>]*>\$(.*?)\$</span>", html, flags=re.S):
+        name = found.get(unescape(text), "somewhere")
+        yield f"{name}: mathematics that is not MathML: {text.strip()[:80]}"
 
 
 # The reference
