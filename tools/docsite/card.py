@@ -9,12 +9,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 PAPER, CURVE, ACROSS, ALONG = "#14383f", "#9fd3da", "#e8837b", "#7bd88f"
-WORDS = "A labelled image dataset,\ndistilled into a few images per class,\nwithout training anything."
+WORDS = """A labelled image dataset,
+distilled into a few images per class,
+without training anything."""
 
 
 def curve(t):
     "Points of the bent curve that stands for the data."
-    return np.stack([.56 + .4 * t, .22 + .52 * np.sqrt(np.clip(1 - (1 - t) ** 2, 0, 1))], -1)
+    height = np.sqrt(np.clip(1 - (1 - t) ** 2, 0, 1))
+    return np.stack([.56 + .4 * t, .22 + .52 * height], -1)
 
 
 def arrow(ax, start, end, color):
