@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+LARGE = 90_000  # bytes of a figure that is stored at the density of a screen
 PICTURES = "index_files"  # where the README keeps the pictures of the index page
 # One thread and no progress bars: a second run must store the same bytes. Agg: on any machine.
 os.environ.update(TQDM_DISABLE="1", MPLBACKEND="Agg", HF_HUB_DISABLE_PROGRESS_BARS="1")
@@ -73,16 +74,28 @@ def without_stderr(outputs, page, number):
     return kept
 
 
+def smallest_png(picture):
+    "A picture as PNG: with a palette of 256 colors, or all of them, whichever takes less."
+    written = []
+    for kind in (picture, picture.quantize(256, dither=Image.Dither.NONE)):
+        data = BytesIO()
+        kind.save(data, "png", optimize=True)
+        written.append(data.getvalue())
+    return min(written, key=len)
+
+
 def with_small_pictures(outputs):
-    "Outputs whose figures, at twice the density of a screen, have a palette of 256 colors."
+    "Store figures at twice the density of a screen, or at its density where they would be large."
     for out in outputs:
-        if "width" in out.get("metadata", {}).get("image/png", {}):  # shown at half its size
-            picture = Image.open(BytesIO(b64decode("".join(out["data"]["image/png"]))))
-            data = BytesIO()
-            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
-                data, "png", optimize=True
-            )
-            out["data"]["image/png"] = b64encode(data.getvalue()).decode() + "\n"
+        sizes = out.get("metadata", {}).get("image/png", {})
+        if "width" not in sizes:  # no figure
+            continue
+        picture = Image.open(BytesIO(b64decode("".join(out["data"]["image/png"])))).convert("RGB")
+        data = smallest_png(picture)
+        if len(data) > LARGE:
+            size = (sizes["width"], sizes["height"])
+            data = smallest_png(picture.resize(size, Image.Resampling.LANCZOS))
+        out["data"]["image/png"] = b64encode(data).decode() + "\n"
     return outputs
 
 
