@@ -18,7 +18,7 @@ def plain_table(html):
     html = re.sub(r"<style.*?</style>\s*", "", html, flags=re.S)
     html = re.sub(r"</?div>\s*", "", html)
     html = html.replace('<table border="1" class="dataframe">', '<table class="dataframe">')
-    html = html.replace(' style="text-align: right;"', "")
+    html = html.replace(' style="text-align: right;"', "").replace("<td>NaN</td>", "<td></td>")
     return f"```{{=html}}\n<div class=\"table-scroll\">\n{html.strip()}\n</div>\n```\n"
 
 
