@@ -1,6 +1,5 @@
 """The book as a whole: its pages, what they define, and where each name is told."""
 import ast
-import json
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -196,7 +195,7 @@ def fill_in_defaults(entry):
     for parameter in entry.parameters:
         found = re.fullmatch(r'DEFAULTS\["(\w+)"\]', parameter.default)
         if found:
-            parameter.default = json.dumps(DEFAULTS[found[1]])
+            parameter.default = repr(DEFAULTS[found[1]]).replace("'", '"')
 
 
 def entries_by_cell(notebook):
