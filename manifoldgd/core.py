@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['to_points', 'image_generator', 'draw_noise', 'pick_device', 'to_pil', 'from_pil', 'image_grid', 'replacing',
-           'packaged', 'git_commit']
+           'cache_folder', 'packaged', 'git_commit']
 
 # %% ../nbs/core.ipynb #2cdcd2a9
 import hashlib
@@ -125,6 +125,12 @@ def replacing(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+# %% ../nbs/core.ipynb #b0baaa5e
+def cache_folder() -> Path:
+    "Where results are kept for later runs: `$MANIFOLDGD_CACHE`, or a folder in the user's cache."
+    chosen = os.environ.get("MANIFOLDGD_CACHE")
+    return Path(chosen or Path.home() / ".cache" / "manifoldgd").expanduser()
 
 # %% ../nbs/core.ipynb #e330ec12
 def packaged(

@@ -180,7 +180,7 @@ def test_unreadable_image_is_named(run, tmp_path, content):
         (tmp_path / "data" / name).mkdir(parents=True)
         Image.new("L", (32, 32), 9).save(tmp_path / "data" / name / "a.png")
     (tmp_path / "data" / "1" / "b.png").write_bytes(content)
-    done = run("distill", "--data", "data", "--ipc", "1", "--out", "out")
+    done = run("distill", "--data", "data", "--ipc", "1", "--out", "out", "--strict")
     assert done.returncode == 2
     assert "b.png" in done.stderr
     assert "Traceback" not in done.stderr

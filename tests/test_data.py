@@ -199,7 +199,7 @@ def test_mean_and_std_of_a_folder(tmp_path):
 
 
 def test_an_unknown_dataset_is_refused(tmp_path):
-    with pytest.raises(InputError, match='to be "digits" or a folder .* no folder \'no/such\''):
+    with pytest.raises(InputError, match='to be "digits", a folder .* no folder \'no/such\''):
         load_data("no/such")
     file = tmp_path / "images.zip"
     file.write_text("a file")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'EMBEDDED', 'HUB_ID', 'network_bytes', 'Backbone', 'tiny_vae', 'tiny_dit', 'tiny_backbone', 'expect_parts',
-           'find_backbone', 'load_backbone', 'labels_by_name', 'expect_known', 'expect_distinct', 'match_labels']
+           'find_backbone', 'load_backbone', 'expect_known', 'expect_distinct', 'match_labels']
 
 # %% ../../nbs/backbones/backbone.ipynb #cb485b12
 import hashlib
@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from ..core import packaged
-from ..data.classes import imagenet_labels
-from ..errors import InputError
+from ..data.classes import Names, backbone_names, split_names
+from ..errors import InputError, shortened
 
 # %% ../../nbs/backbones/backbone.ipynb #b0a37574
 def network_bytes(
@@ -186,36 +186,25 @@ def load_backbone(
         model.eval().requires_grad_(False)
     return Backbone(vae, dit, scheduler, id2label, spec)
 
-# %% ../../nbs/backbones/backbone.ipynb #fff73ce1
-def labels_by_name(
-    id2label: dict,  # backbone label -> class name
-) -> dict:  # class name -> backbone label, the first of a name that occurs twice
-    "Turn a backbone's list of classes around."
-    by_name = {}
-    for label, name in id2label.items():
-        by_name.setdefault(name, label)
-    return by_name
-
 # %% ../../nbs/backbones/backbone.ipynb #1c9ab988
 def expect_known(
     classes: list,  # of `ImageClass`
     labels: list,  # the backbone's label of each class, None where it has none
-    names: list,  # of the backbone's classes
-    has_wnids: bool,  # whether the backbone also knows ImageNet's ids
+    names: Names,  # of the backbone's classes
 ):
     "Raise an `InputError` that names the classes without a label."
     unknown = [c.folder for c, label in zip(classes, labels) if label is None]
     if not unknown:
         return
-    known = ", ".join(names[:5])
-    if len(names) > 5:
-        known += ", ..."
-    if has_wnids:
-        known += " or ImageNet ids"
+    ids = " or ImageNet ids" if names.ids else ""
+    message = (
+        "Expected every class folder to be a class of the backbone "
+        f"({shortened(names.names.values())}{ids}), but {shortened(unknown)} is not. "
+        f"{names.near(unknown[0])}"
+    )
     raise InputError(
-        f"Expected every class folder to be a class of the backbone ({known}), "
-        f"but {', '.join(unknown[:5])} is not. "
-        "Rename the folders, or train a backbone on your data with `manifoldgd pretrain`."
+        f"{message.rstrip()} Rename the folders, leave some out with `--classes`, "
+        "or train a backbone on your data with `manifoldgd pretrain`."
     )
 
 # %% ../../nbs/backbones/backbone.ipynb #493269d3
@@ -228,7 +217,7 @@ def expect_distinct(
     if twice:
         raise InputError(
             "Expected every class folder to be a class of its own, "
-            f"but {', '.join(twice[:5])} mean the same class of the backbone."
+            f"but {shortened(twice)} mean the same class of the backbone."
         )
 
 # %% ../../nbs/backbones/backbone.ipynb #948ee36c
@@ -237,9 +226,8 @@ def match_labels(
     backbone: Backbone,
 ) -> list:  # the backbone's label of each class
     "Find each class of a dataset among the classes of the backbone, by name."
-    by_name = labels_by_name(backbone.id2label)
-    wnids = imagenet_labels() if backbone.null_label == 1000 else {}
-    labels = [by_name.get(c.folder, by_name.get(c.name, wnids.get(c.wnid))) for c in classes]
-    expect_known(classes, labels, list(by_name), bool(wnids))
+    names = backbone_names(backbone.id2label, backbone.null_label)
+    labels = [names.find(c.folder, c.name, *split_names(c.name), wnid=c.wnid) for c in classes]
+    expect_known(classes, labels, names)
     expect_distinct(classes, labels)
     return labels

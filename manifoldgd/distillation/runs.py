@@ -23,6 +23,7 @@ from PIL import Image
 from ..config.presets import IGNORED, DistillConfig, same_run
 from ..config.settings import from_dict, to_dict
 from ..core import from_pil, git_commit, image_grid, replacing
+from ..data.classes import ClassMap
 from ..data.images import FolderImages, ImageData, resize_and_crop
 from manifoldgd.distillation.units import (
     Batch,
@@ -45,14 +46,13 @@ def new_manifest(
     fingerprints: tuple,  # of the data and the backbone
 ) -> dict:
     "Describe a run that is about to begin."
-    classes = [{"id": i, "folder": c.folder, "name": c.name, "wnid": c.wnid, "label": label}
-               for i, (c, label) in enumerate(zip(data.classes, labels))]
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     return {
         "config": to_dict(config),
-        "classes": classes,
+        "classes": ClassMap(data.classes).with_conditions(labels).rows(),
         "data_fingerprint": fingerprints[0],
         "backbone_fingerprint": fingerprints[1],
+        "skipped": [{"file": file, "reason": reason} for file, reason in data.skipped],
         "versions": versions,
         "commit": git_commit(),
         "finished": False,

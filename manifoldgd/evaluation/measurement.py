@@ -26,11 +26,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..backbones.backbone import Backbone, load_backbone
-from ..backbones.latents import cache_folder, encode, latent_bank
+from ..backbones.latents import encode, latent_bank
 from ..config.commands import MetricsConfig
 from ..config.protocols import Protocol
 from ..config.settings import to_dict
-from ..core import git_commit, pick_device, replacing
+from ..core import cache_folder, git_commit, pick_device, replacing
 from ..data.images import ImageData, mean_and_std
 from ..data.sources import load_data
 from ..distillation.runs import Run, read_run
