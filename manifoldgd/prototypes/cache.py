@@ -82,7 +82,7 @@ def to_tensors(
 
 def from_tensors(
     tensors: dict,  # as `to_tensors` makes them
-    method: str,
+    method: str,  # by which they were chosen
 ) -> Prototypes:
     "Read prototypes from tensors."
     names = ("node", "depth", "start_depth")
