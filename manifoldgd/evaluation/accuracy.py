@@ -195,7 +195,7 @@ def run_trainings(
     config: EvaluateConfig,
     name: str,  # of the protocol
     channels: int,  # in which students see the images
-    open_bench: Callable = load_bench,
+    open_bench: Callable = load_bench,  # gives the test images
 ) -> list:  # of `Training`
     "List the trainings of one run: every student with every seed."
     named = PROTOCOLS[name]
@@ -319,7 +319,7 @@ def student_pool(
 
 # %% ../../nbs/evaluation/accuracy.ipynb #a7737957
 def watch(
-    stopped: threading.Event,
+    stopped: threading.Event,  # set: the training is to end
     bar,  # progress bar, in hundredths of a training
 ) -> Callable:  # for `train_and_test`, as `on_look`
     "Make what a training calls as it goes on: it moves the bar, or ends the training."
@@ -415,7 +415,7 @@ def estimate_seconds(
 
 # %% ../../nbs/evaluation/accuracy.ipynb #9ba3033b
 def about(
-    seconds: float,
+    seconds: float,  # a time
 ) -> str:
     "Write a time with two digits, in a unit that suits it."
     units = {"s": 1, "minutes": 60, "hours": 3600, "days": 86400}

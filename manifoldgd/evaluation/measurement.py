@@ -482,7 +482,7 @@ def format_ipc(
     return (
         f"{table.T.to_string()}\n"
         f"IPC {first.ipc}: {first.n_syn} images against {first.n_real:,} real ones of "
-        f'{first["data"]}; "real images": {first.n_floor} of them against the others, '
+        f'{first["data"]};\n"real images": {first.n_floor} of them against the others, '
         f"{first.floor_draws} draws."
     )
 
@@ -493,6 +493,6 @@ def format_metrics(
     "Write the metrics for people: one table per IPC."
     tables = [format_ipc(part) for _, part in rows.groupby("ipc")]
     return "\n\n".join(tables) + (
-        f"\nFeatures: {rows.features.iloc[0]}. ± is one standard deviation, of the draws or of "
-        "distillation seeds. mmd is squared, unbiased, and may be negative."
+        f"\nFeatures: {rows.features.iloc[0]}. mmd is squared, unbiased, and may be negative.\n"
+        "± is one standard deviation, of the draws or of distillation seeds."
     )

@@ -217,7 +217,7 @@ def hub_url(
 
 # %% ../../nbs/sharing/export.ipynb #fc1b3fb2
 def expect_fitting(
-    api: HfApi,
+    api: HfApi,  # through which the hub is asked
     folder: Path,  # of the export
     config: ExportConfig,
 ):

@@ -197,7 +197,7 @@ class Row(NamedTuple):
 
 
 def digest(
-    raw: bytes,
+    raw: bytes,  # of any length
 ) -> str:  # 64 hex digits
     "Hash some bytes."
     return hashlib.sha256(raw).hexdigest()
@@ -291,7 +291,7 @@ PER_FILE = 5000  # images in a file
 
 
 def split(
-    items: list,
+    items: list,  # to be cut, in order
     n: int,  # length of a part
 ) -> list:  # of lists
     "Cut a list into parts."
@@ -372,7 +372,7 @@ def read_huggingface(
 
 # %% ../../nbs/sharing/formats.ipynb #9cb53087
 def add_file(
-    archive: tarfile.TarFile,
+    archive: tarfile.TarFile,  # open for writing
     name: str,  # of the file inside
     raw: bytes,  # what it holds
 ):
@@ -383,8 +383,8 @@ def add_file(
 
 
 def add_sample(
-    archive: tarfile.TarFile,
-    label: int,
+    archive: tarfile.TarFile,  # open for writing
+    label: int,  # number of the class
     image: DistilledImage,
 ):
     "Add an image, its label and its facts to a tar archive."
@@ -498,7 +498,7 @@ def write_ddranking(
 
 # %% ../../nbs/sharing/formats.ipynb #b915e535
 def hash_tensor(
-    tensor: torch.Tensor,
+    tensor: torch.Tensor,  # of any shape, on the CPU
 ) -> str:  # 64 hex digits
     "Hash a tensor: its type, shape and numbers."
     head = f"{tensor.dtype} {tuple(tensor.shape)} "

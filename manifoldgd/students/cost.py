@@ -30,7 +30,7 @@ class Workload:
     n_classes: int
     channels: int  # of the images
     n_images: int  # that the student is trained on
-    epochs: int
+    epochs: int  # passes over the images
     n_test: int  # test images
     looks: int  # at the test images
 
@@ -128,7 +128,7 @@ def timed_steps(
     work: Workload,
     n: int,  # images in a step, at most a batch
     device: torch.device,
-    clock: Callable = time.perf_counter,
+    clock: Callable = time.perf_counter,  # tells the time, in seconds
     steps: int = 2,  # after a first one, which does not count: much is made ready in it
 ) -> tuple:  # the student, and the seconds of a step
     "Time a few steps of a training on images of noise."
@@ -162,7 +162,7 @@ def measure_pace(
     work: Workload,
     device: torch.device,
     budget: float = 2.,  # seconds
-    clock: Callable = time.perf_counter,
+    clock: Callable = time.perf_counter,  # tells the time, in seconds
 ) -> Pace:
     "Time steps of more and more images, until a whole batch or until the time is over."
     n = 1
@@ -182,7 +182,7 @@ def time_test(
     work: Workload,
     n: int,  # images
     device: torch.device,
-    clock: Callable = time.perf_counter,
+    clock: Callable = time.perf_counter,  # tells the time, in seconds
 ) -> float:  # seconds
     "Time a look at test images, after a first one that does not count."
     size = work.protocol.image_size
@@ -208,7 +208,7 @@ LIMITS = ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_byte
 
 
 def used_memory(
-    root: Path,
+    root: Path,  # of the file system
 ) -> int:  # bytes
     "Read how much memory this process has."
     pages = int((root / "proc/self/statm").read_text().split()[1])
@@ -216,7 +216,7 @@ def used_memory(
 
 
 def free_on_linux(
-    root: Path,
+    root: Path,  # of the file system
 ) -> int:  # bytes
     "Read what the machine has left, and what a container leaves this process."
     lines = (root / "proc/meminfo").read_text().splitlines()
@@ -242,7 +242,7 @@ def free_memory(
 
 # %% ../../nbs/students/cost.ipynb #88ffa57e
 def how_many_fit(
-    cores: int,
+    cores: int,  # of the processor
     each: int,  # bytes
     free: int,  # bytes; None if it is not known
 ) -> int:  # at least 1
@@ -254,7 +254,7 @@ def how_many_fit(
 # %% ../../nbs/students/cost.ipynb #43da8538
 def side_by_side(
     seconds: list,  # of each training, in their order
-    places: int,
+    places: int,  # trainings at once
 ) -> float:  # seconds
     "Compute how long trainings take of which some run at once."
     busy = [0.] * places
