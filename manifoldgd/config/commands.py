@@ -90,6 +90,9 @@ class PretrainConfig:
 
     minutes: Optional[float] = setting(
         None, "Time for all of it: sizes and steps that are not given are chosen by it.")
+    held_out: Optional[float] = method_setting(
+        0., "Share of every class kept from training, to judge by (with --minutes: 0.05).",
+        at_least=0, at_most=.5)
     autocast: Optional[tuple[Literal["vae", "dit"], ...]] = method_setting(
         (), "Networks trained under bfloat16 autocast (with --minutes: those that it speeds up).")
 
