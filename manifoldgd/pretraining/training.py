@@ -381,7 +381,7 @@ def model_card(
         channels=config.channels,
         settings=table_rows(settings),
         figures=table_rows(figures),
-        doubts="\n".join(f"**Doubt.** {doubt}" for doubt in doubts) or NO_DOUBT,
+        doubts="\n\n".join(f"**Doubt.** {doubt}" for doubt in doubts) or NO_DOUBT,
         licence=licence,
     )
 
