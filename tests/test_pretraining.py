@@ -192,7 +192,7 @@ def test_a_budget_fills_in_everything_that_is_open():
     assert sum(seconds.values()) <= 600
 
 
-@pytest.mark.parametrize("seconds_of_a_step", [1e-4, .01, 1., 100.])
+@pytest.mark.parametrize("seconds_of_a_step", [1e-4, .01, 1., 10.])
 def test_the_plan_keeps_within_the_budget_where_one_step_fits(seconds_of_a_step):
     plan = timers(seconds_of_a_step, seconds_of_a_step, seconds_of_a_step / 1000)
     chosen, seconds = choose(photos(), 5000, 10, "cpu", plan)

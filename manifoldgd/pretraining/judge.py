@@ -236,7 +236,7 @@ def doubts(
             f"{quality.samples:.0%} of the samples are recognized, {quality.real:.0%} of the real "
             "images: the DiT needs more time."
         )
-    if abs(quality.spread - 1) > SPREAD:
+    if not abs(quality.spread - 1) <= SPREAD:  # NaN too
         found.append(
             f"The samples' latents spread {quality.spread:.2f} times as far as those of real "
             "images: samples are washed out below 1, burnt above."
