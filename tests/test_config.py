@@ -31,7 +31,7 @@ RELEASED = {"preset": "released"}
     ({"anneal_steps": 0}, "at least 1, but got 0. It may also be 'all'"),
     ({"cfg_channels": 0}, "at least 1, but got 0. It may also be 'all'"),
     ({"space": "xt", "kernel": "imq"}, "`kernel` to be 'rbf' with `space='xt'`"),
-    ({"apply": "mean"}, "`scheduler` to be 'ddpm' with `apply='mean'`"),
+    ({"apply": "mean", "scheduler": "ddim"}, "`scheduler` to be 'ddpm' with `apply='mean'`"),
     ({"prototypes": "none"}, "`prototypes` to be chosen for `guidance='manifold'`"),
     ({"preset": "decoded", "prototypes": "none"}, "to be chosen for `images='decode'`"),
     (MODE | {"n_neighbors": 20}, "`n_neighbors` not to be given with `guidance='mode'`"),

@@ -4,8 +4,10 @@
 
 # %% auto #0
 __all__ = ['PresetName', 'PrototypeMethod', 'GUIDED', 'KERNELS', 'PLANES', 'DEFAULTS', 'PRESETS', 'GUIDANCE_SCALES',
-           'REQUIREMENTS', 'IGNORED', 'DistillConfig', 'preset_values', 'check_together', 'check_numbers',
-           'check_prototypes', 'check_unread', 'resolve', 'guidance_settings', 'same_run']
+           'REQUIREMENTS', 'IGNORED', 'TaskSettings', 'PrototypeSettings', 'GuidanceSettings', 'SamplerSettings',
+           'NeighborSettings', 'ProjectionSettings', 'ComputeSettings', 'DistillConfig', 'preset_values',
+           'check_together', 'check_numbers', 'check_prototypes', 'check_unread', 'resolve', 'guidance_settings',
+           'same_run']
 
 # %% ../../nbs/config/presets.ipynb #def8f020
 import dataclasses
@@ -18,19 +20,11 @@ from ..errors import InputError, expect_between, expect_one_of
 
 # %% ../../nbs/config/presets.ipynb #5e771a01
 PresetName = Literal["manifoldgd", "paper", "released", "mgd", "dit", "decoded", "random"]
-PrototypeMethod = Literal[
-    "levels", "leaves", "kmeans", "gmm", "agglomerative-ward", "agglomerative-average",
-    "agglomerative-complete", "agglomerative-single", "herding", "kcenter", "random", "none",
-]
 
-GUIDED = ("mode", "manifold", "released")  # all that read a strength, a rule and a window
-KERNELS = ("mode", "manifold")  # those with a kernel around the prototype
-PLANES = ("manifold", "released")  # those that fit tangent planes
 
-# %% ../../nbs/config/presets.ipynb #d6a8e57f
 @dataclass(frozen=True)
-class DistillConfig:
-    "Distil a labelled image dataset into a few images per class."
+class TaskSettings:
+    "What to distil, and where to put it."
 
     data: str = setting(
         "digits", "The embedded handwritten digits, or a folder of class folders (DIR, or DIR with "
@@ -48,6 +42,17 @@ class DistillConfig:
         None, "Folder of the run (by default runs/<data>-<preset>-ipc<ipc>-seed<seed>); an "
         "unfinished run there is resumed.", changes_images=False)
 
+# %% ../../nbs/config/presets.ipynb #5e771a13
+PrototypeMethod = Literal[
+    "levels", "leaves", "kmeans", "gmm", "agglomerative-ward", "agglomerative-average",
+    "agglomerative-complete", "agglomerative-single", "herding", "kcenter", "random", "none",
+]
+
+
+@dataclass(frozen=True)
+class PrototypeSettings:
+    "What the images are made around."
+
     images: Optional[Literal["sample", "decode", "real"]] = method_setting(
         "sample", "Sample the diffusion model, decode the prototypes, or copy the nearest real "
         "images.")
@@ -58,6 +63,15 @@ class DistillConfig:
     start_depth: Optional[int] = method_setting(
         2, "Depth of the tree at which the level-wise choice starts; larger: more coarse nodes.",
         at_least=0)
+
+# %% ../../nbs/config/presets.ipynb #5e771a15
+GUIDED = ("mode", "manifold", "released")  # all that read a strength, a rule and a window
+KERNELS = ("mode", "manifold")  # those with a kernel around the prototype
+
+
+@dataclass(frozen=True)
+class GuidanceSettings:
+    "What guides the samples, when, and how strongly."
 
     guidance: Optional[Literal["none", "mode", "manifold", "released"]] = method_setting(
         "manifold", "No guidance, the mode vector toward the prototype (MGD), its part along the "
@@ -80,14 +94,28 @@ class DistillConfig:
     stop: Optional[float] = method_setting(
         .5, "Guidance stops after this share of the steps.", at_least=0, at_most=1,
         read_by=GUIDED)
+
+# %% ../../nbs/config/presets.ipynb #5e771a17
+@dataclass(frozen=True)
+class SamplerSettings:
+    "How the diffusion model is sampled."
+
     scheduler: Optional[Literal["ddim", "ddpm", "dpm++", "unipc", "euler"]] = method_setting(
-        "ddim", "Sampler.")
+        "ddpm", "Sampler.")
     num_inference_steps: Optional[int] = method_setting(
         50, "Denoising steps.", at_least=1, at_most=1000)
     guidance_scale: Optional[float] = method_setting(
-        4., "Scale of the classifier-free guidance (2 for the embedded backbone).", at_least=0)
+        4., "Scale of the classifier-free guidance (for the embedded backbone, 2).", at_least=0)
     cfg_channels: Optional[Union[int, Literal["all"]]] = method_setting(
         "all", "The first latent channels that the classifier-free guidance acts on.", at_least=1)
+
+# %% ../../nbs/config/presets.ipynb #5e771a19
+PLANES = ("manifold", "released")  # the guidances that fit tangent planes
+
+
+@dataclass(frozen=True)
+class NeighborSettings:
+    "Which latents span a plane, and what dimension it has."
 
     n_points: Optional[int] = method_setting(
         300, "Real latents around a prototype that stand for its local manifold (at most the "
@@ -103,6 +131,12 @@ class DistillConfig:
     tangent_dim: Optional[Union[int, Literal["auto"]]] = method_setting(
         "auto", "Dimension of the tangent plane; auto: 90 % of the variance around the prototype, "
         "at most n_neighbors - 1.", at_least=0, read_by=PLANES)
+
+# %% ../../nbs/config/presets.ipynb #5e771a1b
+@dataclass(frozen=True)
+class ProjectionSettings:
+    "How the planes are used, and how the neighborhood shrinks."
+
     ridge: Optional[float] = method_setting(
         0., "Softness of the projection (0: a hard projector).", at_least=0,
         read_by=("manifold",))
@@ -125,13 +159,31 @@ class DistillConfig:
         1., "Released only: distance at which that pull is full, in units of the latents.",
         at_least=1e-6, read_by=("released",))
 
+# %% ../../nbs/config/presets.ipynb #5e771a1d
+@dataclass(frozen=True)
+class ComputeSettings:
+    "How and where a run is computed."
+
     trace: bool = setting(
         False, "Write what the guidance did at every step to <out>/trace.csv.",
         changes_images=False)
     batch_size: int = setting(
-        50, "Images sampled at once; changes no image beyond rounding.", at_least=1,
-        changes_images=False)
+        50, "Images made together, a unit of work; part of what makes two runs the same.",
+        at_least=1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.", changes_images=False)
+
+# %% ../../nbs/config/presets.ipynb #d6a8e57f
+@dataclass(frozen=True)
+class DistillConfig(
+    ComputeSettings,
+    ProjectionSettings,
+    NeighborSettings,
+    SamplerSettings,
+    GuidanceSettings,
+    PrototypeSettings,
+    TaskSettings,
+):
+    "Distil a labelled image dataset into a few images per class."
 
 
 DEFAULTS = defaults_of(DistillConfig)
@@ -142,7 +194,6 @@ PRESETS = {
     "paper": {
         "strength": 1.,
         "space": "xt",
-        "scheduler": "ddpm",
         "noise": "independent",
         "tangent_dim": 3,
     },
@@ -150,13 +201,12 @@ PRESETS = {
         "prototypes": "leaves",
         "guidance": "released",
         "apply": "mean",
-        "scheduler": "ddpm",
         "stop": .48,
         "cfg_channels": 3,
         "noise": "independent",
         "tangent_dim": 3,
         "radius": .1,
-        "anneal_steps": 5,
+        "anneal_steps": 6,
         "pull": .1,
         "pull_width": .1,
     },
@@ -164,7 +214,8 @@ PRESETS = {
         "prototypes": "kmeans",
         "guidance": "mode",
         "apply": "mean",
-        "scheduler": "ddpm",
+        "stop": .48,
+        "cfg_channels": 3,
     },
     "dit": {"prototypes": "none", "guidance": "none", "strength": 0.},
     "decoded": {"images": "decode", "guidance": "none", "strength": 0.},
