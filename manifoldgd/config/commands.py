@@ -26,9 +26,10 @@ class EvaluateConfig:
         None, "Run whose preset the others are compared with, in pairs of the same seeds (by "
         "default random, if it is among the runs).")
     protocol: Optional[Literal[tuple(PROTOCOLS)]] = setting(
-        None, "How students are trained (by default chosen by the data).")
-    students: tuple[Literal["ConvNet-3", "ConvNet-6", "ResNetAP-10", "ResNet-18"], ...] = setting(
-        (), "Networks (by default that of the protocol).")
+        None, "How students are trained (by default chosen by the size of the images).")
+    students: tuple[
+        Literal["ConvNet-3", "ConvNet-4", "ConvNet-6", "ResNetAP-10", "ResNet-18"], ...
+    ] = setting((), "Networks (by default that of the protocol).")
     split: Literal["test", "validation"] = setting(
         "test", "Images that students are judged on: settings are chosen on validation, tables "
         "are made on test.")
@@ -43,7 +44,8 @@ class EvaluateConfig:
         "repeated.")
     device: str = setting("auto", DEVICE)
     workers: Optional[int] = setting(
-        None, "Trainings side by side on a CPU, one core each (by default one per core).",
+        None, "Trainings side by side on a CPU, one core each (by default as many as the cores and "
+        "the free memory allow).",
         at_least=1)
 
 # %% ../../nbs/config/commands.ipynb #e1000008
