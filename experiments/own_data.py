@@ -1,4 +1,4 @@
-"""Distil photographs with a backbone made here, and compare the methods; write results/own_data.csv.
+"""Distil photographs with a backbone of our own, method by method; write results/own_data.csv.
 
     python experiments/own_data.py --data DIR [--model runs/own_data/model] [--seeds 5]
 

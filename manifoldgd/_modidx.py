@@ -686,6 +686,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/manifoldgd', 'doc_host': '
                                                                                          'manifoldgd/pretraining/budget.py'),
                                                'manifoldgd.pretraining.budget.Timing': ( 'pretraining/budget.html#timing',
                                                                                          'manifoldgd/pretraining/budget.py'),
+                                               'manifoldgd.pretraining.budget.average_decay': ( 'pretraining/budget.html#average_decay',
+                                                                                                'manifoldgd/pretraining/budget.py'),
                                                'manifoldgd.pretraining.budget.batch_sizes': ( 'pretraining/budget.html#batch_sizes',
                                                                                               'manifoldgd/pretraining/budget.py'),
                                                'manifoldgd.pretraining.budget.choose': ( 'pretraining/budget.html#choose',

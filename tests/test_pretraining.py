@@ -265,6 +265,7 @@ def test_the_recipe_of_the_embedded_backbone():
     facts = (recipe.vae_widths, recipe.vae_steps, recipe.hidden_size, recipe.num_layers)
     assert facts == ((16, 32, 64), 1200, 128, 6)
     assert (recipe.dit_steps, recipe.views, recipe.held_out) == (4000, 16, 0.)
+    assert (recipe.ema_decay, recipe.dit_learning_rate) == (.998, 1e-3)
     assert recipe.autocast == ()
 
 
@@ -298,6 +299,13 @@ def test_autocast_changes_the_weights_but_not_their_type(config, tmp_path):
     assert torch.allclose(*weights, atol=.02)
 
 
+@pytest.mark.parametrize("seconds_of_a_step", [1e-4, .1, 10.])
+def test_the_average_forgets_the_untrained_weights(seconds_of_a_step):
+    clock = timers(seconds_of_a_step, seconds_of_a_step)
+    chosen, _ = choose(photos(minutes=20.), 5000, 10, "cpu", clock)
+    assert chosen.ema_decay ** chosen.dit_steps < 1e-3
+
+
 # The judgement
 
 
@@ -327,6 +335,7 @@ QUALITY = Quality(
         ({"spread": .79}, "spread 0.79 times"),
         ({"spread": float("nan")}, "spread nan times"),
         ({"real": .15, "decoded": .15, "samples": .15}, "only 15% of the real images"),
+        ({"n_classes": 2, "decoded": .88, "samples": .87}, None),
     ],
 )
 def test_doubts_name_what_is_at_fault(changes, words):

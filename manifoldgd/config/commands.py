@@ -26,10 +26,9 @@ class EvaluateConfig:
         None, "Run whose preset the others are compared with, in pairs of the same seeds (by "
         "default random, if it is among the runs).")
     protocol: Optional[Literal[tuple(PROTOCOLS)]] = setting(
-        None, "How students are trained (by default chosen by the size of the images).")
-    students: tuple[
-        Literal["ConvNet-3", "ConvNet-4", "ConvNet-6", "ResNetAP-10", "ResNet-18"], ...
-    ] = setting((), "Networks (by default that of the protocol).")
+        None, "How students are trained (by default chosen by the data).")
+    students: tuple[Literal["ConvNet-3", "ConvNet-6", "ResNetAP-10", "ResNet-18"], ...] = setting(
+        (), "Networks (by default that of the protocol).")
     split: Literal["test", "validation"] = setting(
         "test", "Images that students are judged on: settings are chosen on validation, tables "
         "are made on test.")
@@ -44,8 +43,7 @@ class EvaluateConfig:
         "repeated.")
     device: str = setting("auto", DEVICE)
     workers: Optional[int] = setting(
-        None, "Trainings side by side on a CPU, one core each (by default as many as the cores and "
-        "the free memory allow).",
+        None, "Trainings side by side on a CPU, one core each (by default one per core).",
         at_least=1)
 
 # %% ../../nbs/config/commands.ipynb #e1000008
@@ -117,7 +115,8 @@ class PretrainConfig:
         128, "Latents in a step of the DiT.", at_least=1)
     dit_learning_rate: Optional[float] = method_setting(
         1e-3, "Peak learning rate of the DiT.")
-    ema_decay: float = setting(.998, "Decay of the moving average of the DiT's weights.")
+    ema_decay: Optional[float] = method_setting(
+        .998, "Decay of the moving average of the DiT's weights.", at_least=0, at_most=1)
     label_dropout: float = setting(
         .1, "Share of labels replaced by the null label, for classifier-free guidance.")
     snr_gamma: float = setting(

@@ -6,8 +6,8 @@
 __all__ = ['PHOTOS', 'GAIN', 'SHARES', 'WIDTHS', 'SIZES', 'VAE_STEPS', 'DIT_STEPS', 'HELD_OUT', 'filled', 'with_defaults',
            'with_augmentation', 'precision', 'time_step', 'training_step', 'Timing', 'judge_times', 'time_training',
            'time_vae', 'time_dit', 'time_encoding', 'Timers', 'largest_that_fits', 'levels_for', 'widths_for',
-           'batch_sizes', 'enough_steps', 'enough_views', 'precisions', 'choose_vae', 'choose_dit', 'choose',
-           'stage_seconds', 'expected_seconds']
+           'batch_sizes', 'enough_steps', 'enough_views', 'average_decay', 'precisions', 'choose_vae', 'choose_dit',
+           'choose', 'stage_seconds', 'expected_seconds']
 
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e004
 import dataclasses
@@ -291,6 +291,13 @@ def enough_views(
     affordable = seconds / (each * n_images)
     return int(max(1, min(16, wanted, affordable)))
 
+# %% ../../nbs/pretraining/budget.ipynb #b0d9e140
+def average_decay(
+    steps: int,  # of the DiT
+) -> float:  # at most .9995
+    "Choose the decay of the moving average by the steps."
+    return min(.9995, max(0., 1 - 8 / steps))
+
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e016
 def precisions(
     config: PretrainConfig,
@@ -337,8 +344,12 @@ def choose_dit(
         candidates, lambda c: timed(c, n_classes, device, choices), seconds, DIT_STEPS
     )
     steps = enough_steps(seconds, timing, n_images, chosen.dit_batch_size, epochs=1000)
-    rate = 1e-3 if chosen.hidden_size <= 256 else 5e-4
-    return filled(chosen, {"dit_steps": steps, "dit_learning_rate": rate}), timing
+    chosen = filled(chosen, {"dit_steps": steps})
+    options = {
+        "dit_learning_rate": 1e-3 if chosen.hidden_size <= 256 else 5e-4,
+        "ema_decay": average_decay(chosen.dit_steps),
+    }
+    return filled(chosen, options), timing
 
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e017
 def choose(

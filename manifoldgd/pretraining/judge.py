@@ -209,7 +209,7 @@ def judge_backbone(
     )
 
 # %% ../../nbs/pretraining/judge.ipynb #1d6ee027
-LEAST = {"samples": .5, "decoded": .75}  # share of the judge's knowledge that must be left
+LEAST = {"real": .1, "decoded": .75, "samples": .5}  # shares of what is left above chance
 SPREAD = .2  # largest distance of the spread from 1
 
 
@@ -218,10 +218,11 @@ def doubts(
 ) -> list:  # sentences, none for a good backbone
     "Say why a backbone may be too poor to distil with."
     kept = {
-        name: kept_share(getattr(quality, name), quality.real, quality.n_classes) for name in LEAST
+        name: kept_share(getattr(quality, name), quality.real, quality.n_classes)
+        for name in ("decoded", "samples")
     }
     found = []
-    if quality.real < 2 / quality.n_classes:
+    if kept_share(quality.real, 1., quality.n_classes) < LEAST["real"]:
         found.append(
             f"The judge recognizes only {quality.real:.0%} of the real images: are the class "
             "folders what they say, and are there enough images?"
