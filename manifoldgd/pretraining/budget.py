@@ -7,7 +7,7 @@ __all__ = ['PHOTOS', 'GAIN', 'SHARES', 'WIDTHS', 'SIZES', 'VAE_STEPS', 'DIT_STEP
            'with_augmentation', 'precision', 'time_step', 'training_step', 'Timing', 'judge_times', 'time_training',
            'time_vae', 'time_dit', 'time_encoding', 'Timers', 'largest_that_fits', 'levels_for', 'widths_for',
            'batch_sizes', 'enough_steps', 'enough_views', 'average_decay', 'precisions', 'choose_vae', 'choose_dit',
-           'choose', 'stage_seconds', 'expected_seconds']
+           'stage_seconds', 'choose', 'expected_seconds']
 
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e004
 import dataclasses
@@ -125,7 +125,7 @@ def judge_times(
 def time_training(
     model: torch.nn.Module,
     loss_of,  # () -> loss, on a batch as in the training
-    seconds: float = 1.,  # how long to look, at least two steps
+    seconds: float = .5,  # how long to look at each precision, at least for two steps
     choices: tuple = (False, True),  # float32, autocast
 ) -> Timing:
     "Time training steps in turn with and without autocast, and choose the faster."
@@ -134,6 +134,7 @@ def time_training(
     for step in steps.values():
         step()  # the first one also sets things up
     start = time.perf_counter()
+    seconds *= len(choices)
     while len(times[choices[0]]) < 2 or time.perf_counter() - start < seconds:
         for low, step in steps.items():
             times[low].append(time_step(step, model.device))
@@ -351,6 +352,21 @@ def choose_dit(
     }
     return filled(chosen, options), timing
 
+# %% ../../nbs/pretraining/budget.ipynb #b0d9e142
+def stage_seconds(
+    config: PretrainConfig,  # with nothing left open
+    n_images: int,
+    vae: Timing,
+    dit: Timing,
+    each: float,  # seconds to encode an image
+) -> dict:  # name of a stage -> seconds
+    "Add up what is known of the time."
+    return {
+        "vae": config.vae_steps * vae.seconds,
+        "encode": config.views * n_images * each,
+        "dit": config.dit_steps * dit.seconds,
+    }
+
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e017
 def choose(
     config: PretrainConfig,  # with `minutes`, `channels` and the augmentation
@@ -368,21 +384,6 @@ def choose(
     low = tuple(name for name, timing in timings.items() if timing.low)
     config = filled(config, {"views": views, "held_out": HELD_OUT, "autocast": low})
     return with_defaults(config), stage_seconds(config, n_images, vae, dit, each)
-
-
-def stage_seconds(
-    config: PretrainConfig,  # with nothing left open
-    n_images: int,
-    vae: Timing,
-    dit: Timing,
-    each: float,  # seconds to encode an image
-) -> dict:  # name of a stage -> seconds
-    "Add up what is known of the time."
-    return {
-        "vae": config.vae_steps * vae.seconds,
-        "encode": config.views * n_images * each,
-        "dit": config.dit_steps * dit.seconds,
-    }
 
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e018
 def expected_seconds(

@@ -72,7 +72,7 @@ def judge_protocol(
         cutout=0,
     )
 
-
+# %% ../../nbs/pretraining/judge.ipynb #1d6ee113
 def train_judge(
     images: torch.Tensor,  # (N, C, H, W) real images in [-1, 1]
     labels: torch.Tensor,  # (N,)
@@ -212,7 +212,7 @@ def judge_backbone(
 LEAST = {"real": .1, "decoded": .75, "samples": .5}  # shares of what is left above chance
 SPREAD = .2  # largest distance of the spread from 1
 
-
+# %% ../../nbs/pretraining/judge.ipynb #1d6ee227
 def doubts(
     quality: Quality,
 ) -> list:  # sentences, none for a good backbone
@@ -260,7 +260,7 @@ def describe(
         "spread of the samples' latents, real images 1": f"{quality.spread:.3f}",
     }
 
-
+# %% ../../nbs/pretraining/judge.ipynb #1d6ee133
 def write_quality(
     path: Path,  # of a JSON file
     quality: Quality,
@@ -286,7 +286,7 @@ def read_quality(
     names = {field.name for field in dataclasses.fields(Quality)}
     return Quality(**{name: content[name] for name in names})
 
-
+# %% ../../nbs/pretraining/judge.ipynb #1d6ee134
 def warn_of_doubts(
     quality: Quality,
 ):

@@ -183,7 +183,7 @@ def check_settings(config: PretrainConfig, data: ImageData):
 # %% ../../nbs/pretraining/training.ipynb #79ab5500
 FREE = ("out", "device", "every", "data")  # settings that may change on the way
 
-
+# %% ../../nbs/pretraining/training.ipynb #c0d9e019
 def free_settings(
     config: PretrainConfig,
 ) -> dict:
@@ -241,7 +241,7 @@ def with_tuples(
     lists = {key: value for key, value in vars(config).items() if isinstance(value, list)}
     return dataclasses.replace(config, **{key: tuple(value) for key, value in lists.items()})
 
-
+# %% ../../nbs/pretraining/training.ipynb #c0d9e014
 def plan_for(
     config: PretrainConfig,  # with `channels` and the augmentation
     data: ImageData,
@@ -254,7 +254,7 @@ def plan_for(
     config = with_defaults(config)
     return config, expected_seconds(config, n_images, n_classes, device)
 
-
+# %% ../../nbs/pretraining/training.ipynb #c0d9e016
 def prepare(
     out: Path,  # the folder
     config: PretrainConfig,  # as given
@@ -462,6 +462,9 @@ def finish(
     warn_of_doubts(quality)
 
 # %% ../../nbs/pretraining/training.ipynb #c0d9e008
+PICTURES = 8  # at most twice as many while a DiT trains
+
+
 def show_progress(
     config: PretrainConfig,  # with nothing left open
     out: Path,  # the folder of the backbone
@@ -480,7 +483,7 @@ def show_progress(
 
     return show
 
-
+# %% ../../nbs/pretraining/training.ipynb #c0d9e021
 def train_backbone(
     config: PretrainConfig,  # with nothing left open
     images: torch.Tensor,  # (N, C, H, W)
@@ -504,9 +507,6 @@ def train_backbone(
     return Backbone(vae, dit, scheduler, id2label)
 
 # %% ../../nbs/pretraining/training.ipynb #e0555c1d
-PICTURES = 8  # at most twice as many while a DiT trains
-
-
 def pretrain(
     config: PretrainConfig,
     progress: bool = True,  # show progress bars, the plan and the judgement
