@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from manifoldgd.backbones.backbone import load_backbone
+from manifoldgd.backbones.backbone import load_backbone, tiny_backbone
 from manifoldgd.config.commands import PretrainConfig
 from manifoldgd.data.sources import load_data
 from manifoldgd.errors import InputError
@@ -477,6 +477,19 @@ def test_stopped_pretraining_ends_with_the_same_weights(config, monkeypatch, tmp
     assert not (tmp_path / "again" / "README.md").exists()
     resumed = load_backbone(str(pretrain(again, progress=False)))
     assert resumed.fingerprint() == whole.fingerprint()
+
+
+def test_every_sample_of_the_grid_has_a_noise_of_its_own(monkeypatch):
+    "With few classes too: samples of one class must differ."
+    drawn = []
+
+    def generator(*words):
+        drawn.append(words)
+        return torch.Generator().manual_seed(len(drawn))
+
+    monkeypatch.setattr(training, "image_generator", generator)
+    training.sample_grid(tiny_backbone(n_classes=2), seed=0, rows=3)
+    assert len(drawn) == len(set(drawn)) == 6
 
 
 def test_pretraining_leaves_the_global_generator_alone(config):

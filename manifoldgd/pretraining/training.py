@@ -306,7 +306,7 @@ def sample_grid(
     columns = min(largest, backbone.null_label)
     labels = torch.arange(columns).repeat(rows).tolist()
     generators = [
-        image_generator(seed, str(label), k // rows, "grid") for k, label in enumerate(labels)
+        image_generator(seed, str(label), k // columns, "grid") for k, label in enumerate(labels)
     ]
     scheduler = make_scheduler("ddpm", backbone)
     pipe = ManifoldGDPipeline(backbone.vae, backbone.transformer, scheduler, backbone.id2label)
