@@ -1,6 +1,7 @@
 """Distil photographs with a backbone of our own, method by method; write results/own_data.csv.
 
     python experiments/own_data.py --data DIR [--model runs/own_data/model] [--seeds 5]
+        [--presets random dit mgd manifoldgd]
 
 DIR holds train/<class>/ and val/<class>/ with photographs, here ten classes of Tiny-ImageNet at 64
 pixels, and the backbone is that of experiments/own_backbone.py, which is run first. Ten images per
@@ -22,10 +23,12 @@ PROTOCOL = "hard-label-64-quick"
 IPC = 10
 
 
-def distilled(data: str, model: str, seed: int) -> tuple:  # the folders of the runs
+def distilled(
+    data: str, model: str, presets: list, seed: int
+) -> tuple:  # the folders of the runs
     "Distil by every method with one seed; finished runs are left as they are."
     folders = []
-    for preset in PRESETS:
+    for preset in presets:
         out = Path(model).parent / f"{preset}-ipc{IPC}-seed{seed}"
         config = DistillConfig(
             data=data, backbone=model, preset=preset, ipc=IPC, seed=seed, out=str(out)
@@ -39,13 +42,14 @@ def main():
     parser = new_parser(__doc__, "own_data")
     parser.add_argument("--data", required=True, help="folder with train/ and val/")
     parser.add_argument("--model", default="runs/own_data/model", help="folder of the backbone")
+    parser.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS)
     parser.add_argument("--seeds", type=int, default=5, help="of the images")
     parser.add_argument("--workers", type=int, help="trainings side by side, one core each")
     args = parser.parse_args()
     options = {"seeds": 1, "out": str(args.out), "workers": args.workers, "protocol": PROTOCOL}
     runs = ()
     for seed in range(args.seeds):
-        runs += distilled(args.data, args.model, seed)
+        runs += distilled(args.data, args.model, args.presets, seed)
         rows = evaluate(EvaluateConfig(runs, **options))
         print(format_summary(summarize(rows)))
 
