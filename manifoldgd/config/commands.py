@@ -11,7 +11,7 @@ from typing import Literal, Optional
 
 from .presets import SOURCE_HELP
 from .protocols import PROTOCOLS
-from .settings import setting
+from .settings import method_setting, setting
 
 # %% ../../nbs/config/commands.ipynb #e1000006
 DEVICE = "auto, cpu, cuda, cuda:1, mps."  # the help of every `--device`
@@ -117,25 +117,44 @@ class PretrainConfig:
         32, "Height and width of the images, a multiple of 8.", at_least=1)
     channels: Optional[Literal[1, 3]] = setting(
         None, "1: gray, 3: RGB (by default as the first image).")
-    rotation: float = setting(10., "Augmentation: largest angle, degrees.")
-    shift: float = setting(.05, "Augmentation: largest shift, share of the size.")
-    zoom: float = setting(.1, "Augmentation: zoom between 1 - zoom and 1 + zoom.")
-    flip: bool = setting(False, "Augmentation: mirror half of the images.")
+    rotation: Optional[float] = method_setting(
+        10., "Augmentation: largest angle, degrees (0 for color photos).")
+    shift: Optional[float] = method_setting(
+        .05, "Augmentation: largest shift, share of the size.")
+    zoom: Optional[float] = method_setting(
+        .1, "Augmentation: zoom between 1 - zoom and 1 + zoom.")
+    flip: Optional[bool] = method_setting(
+        False, "Augmentation: mirror half of the images (True for color photos).")
 
-    vae_widths: tuple[int, ...] = setting(
+    minutes: Optional[float] = setting(
+        None, "Time for all of it: sizes and steps that are not given are chosen by it.")
+    held_out: Optional[float] = method_setting(
+        0., "Share of every class kept from training, to judge by (with --minutes: 0.05).",
+        at_least=0, at_most=.5)
+    autocast: Optional[tuple[Literal["vae", "dit"], ...]] = method_setting(
+        (), "Networks trained under bfloat16 autocast (with --minutes: those that it speeds up).")
+
+    vae_widths: Optional[tuple[int, ...]] = method_setting(
         (16, 32, 64), "Channels of the VAE's levels; each but the first halves the size.")
-    vae_steps: int = setting(1200, "Training steps of the VAE.", at_least=1)
-    vae_batch_size: int = setting(64, "Images in a step of the VAE.", at_least=1)
+    vae_steps: Optional[int] = method_setting(1200, "Training steps of the VAE.", at_least=1)
+    vae_batch_size: Optional[int] = method_setting(
+        64, "Images in a step of the VAE.", at_least=1)
     vae_learning_rate: float = setting(1e-3, "Peak learning rate of the VAE.")
     kl_weight: float = setting(
         1e-4, "Weight of the KL term, per latent number, beside the mean squared error per pixel.")
 
-    hidden_size: int = setting(128, "Width of the DiT, a multiple of 32.", at_least=1)
-    num_layers: int = setting(6, "Blocks of the DiT.", at_least=1)
-    dit_steps: int = setting(4000, "Training steps of the DiT.", at_least=1)
-    dit_batch_size: int = setting(128, "Latents in a step of the DiT.", at_least=1)
-    dit_learning_rate: float = setting(1e-3, "Peak learning rate of the DiT.")
-    ema_decay: float = setting(.998, "Decay of the moving average of the DiT's weights.")
+    views: Optional[int] = method_setting(
+        16, "Views of each image that are encoded for the DiT.", at_least=1)
+    hidden_size: Optional[int] = method_setting(
+        128, "Width of the DiT, a multiple of 32.", at_least=1)
+    num_layers: Optional[int] = method_setting(6, "Blocks of the DiT.", at_least=1)
+    dit_steps: Optional[int] = method_setting(4000, "Training steps of the DiT.", at_least=1)
+    dit_batch_size: Optional[int] = method_setting(
+        128, "Latents in a step of the DiT.", at_least=1)
+    dit_learning_rate: Optional[float] = method_setting(
+        1e-3, "Peak learning rate of the DiT.")
+    ema_decay: Optional[float] = method_setting(
+        .998, "Decay of the moving average of the DiT's weights.", at_least=0, at_most=1)
     label_dropout: float = setting(
         .1, "Share of labels replaced by the null label, for classifier-free guidance.")
     snr_gamma: float = setting(
