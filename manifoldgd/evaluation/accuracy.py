@@ -38,7 +38,7 @@ from ..config.protocols import PROTOCOLS, Protocol, adapt, default_protocol, sho
 from ..config.settings import to_dict
 from ..core import git_commit, image_generator, keep_memory, pick_device
 from ..data.images import mean_and_std
-from ..data.sources import load_data
+from ..data.sources import load_data, source_of
 from ..distillation.runs import Run, read_run
 from ..errors import InputError, expect_between, expect_one_of
 from .tables import put_row, read_table, same_key, write_table
@@ -68,17 +68,17 @@ class Bench:
 
 # %% ../../nbs/evaluation/accuracy.ipynb #83f55570
 def load_bench(
-    spec: str,  # the dataset, as `load_data` takes it
+    source,  # the dataset, as `load_data` takes it
     size: int,  # height and width
     channels: int,
     split: str = "test",  # "test", or "validation" to choose settings by
     measured: bool = True,  # whether students are normalized by the training images
 ) -> Bench:
     "Load the test images of a dataset, and measure its training images."
-    test = load_data(spec, split)
+    test = load_data(source, split)
     images = test.images(size=size, channels=channels)
     folders = [test.classes[c].folder for c in test.labels]
-    mean_std = mean_and_std(load_data(spec), size, channels) if measured else None
+    mean_std = mean_and_std(load_data(source), size, channels) if measured else None
     return Bench(test.name, images, folders, mean_std, test.fingerprint())
 
 # %% ../../nbs/evaluation/accuracy.ipynb #ef4bab16
@@ -199,9 +199,9 @@ def run_trainings(
 ) -> list:  # of `Training`
     "List the trainings of one run: every student with every seed."
     named = PROTOCOLS[name]
-    data = config.data or run.config.data
+    source = source_of(run.config, config.data, [c.folder for c in run.data.classes])
     measured = named.normalization == "train"
-    bench = open_bench(data, named.image_size, channels, config.split, measured)
+    bench = open_bench(source, named.image_size, channels, config.split, measured)
     trainings = []
     for student in config.students or [None]:
         protocol = adapt(named, len(run.data.classes), channels, student)
