@@ -208,8 +208,8 @@ def test_an_unknown_dataset_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("split, wanted", [
-    ("validation", "val or validation"),
-    ("test", "test or val or validation"),
+    ("validation", "val or validation or valid"),
+    ("test", "test or testing or val or validation or valid"),
 ])
 def test_a_missing_split_is_refused(tmp_path, split, wanted):
     save_images(tmp_path, ["train/a/1.png"])
