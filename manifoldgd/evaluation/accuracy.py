@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'KEY', 'Bench', 'load_bench', 'expect_same_classes', 'labels_for', 'choose_protocol', 'Training',
            'read_runs', 'run_trainings', 'expect_comparable', 'list_trainings', 'student_seed', 'train_on_run',
-           'train_and_test', 'keep_memory', 'student_pool', 'watch', 'describe_run', 'made_with', 'describe', 'matches',
-           'read_rows', 'add_row', 'find_row', 'evaluate']
+           'train_and_test', 'student_pool', 'watch', 'describe_run', 'made_with', 'describe', 'matches', 'read_rows',
+           'add_row', 'find_row', 'evaluate']
 
 # %% ../../nbs/evaluation/accuracy.ipynb #966fae4e
-import ctypes
 import json
 import os
 import platform
@@ -30,7 +29,7 @@ from tqdm.auto import tqdm
 from ..config.commands import EvaluateConfig
 from ..config.protocols import PROTOCOLS, Protocol, adapt, default_protocol, shorten
 from ..config.settings import to_dict
-from ..core import git_commit, image_generator, pick_device
+from ..core import git_commit, image_generator, keep_memory, pick_device
 from ..data.images import mean_and_std
 from ..data.sources import load_data
 from ..distillation.runs import Run, read_run
@@ -240,17 +239,6 @@ def train_and_test(
         "top1_best": round(max(looks, default=float("nan")), 4),
         "seconds": round(time.perf_counter() - start, 2),
     }
-
-# %% ../../nbs/evaluation/accuracy.ipynb #8d655461
-def keep_memory():
-    "Make glibc keep freed memory for the next operation; elsewhere, do nothing."
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(-8, 1)  # M_ARENA_MAX: all threads share one store of memory
-    mallopt(-4, 0)  # M_MMAP_MAX: no block comes from the system on its own
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing is given back
 
 # %% ../../nbs/evaluation/accuracy.ipynb #5c7caecd
 @contextmanager
