@@ -7,6 +7,8 @@ __all__ = ['SCRIPT_FREE', 'ask_hub', 'one_line', 'explain', 'datasets_library', 
            'read_labels', 'pick_split', 'folder_name', 'classes_of_names', 'HubImages', 'open_hub']
 
 # %% ../../nbs/data/hub.ipynb #1dbcbb44
+import hashlib
+import json
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Thread
@@ -271,8 +273,9 @@ class HubImages(ImageData):
         return kept
 
     def stamp(self, c):
-        "The version of the dataset, and how many images class `c` has."
-        return f"{self.version}-{len(self.of_class(c))}"
+        "The version of the dataset and the rows of class `c`, as one hash."
+        rows = [self.files[i] for i in self.of_class(c).tolist()]
+        return hashlib.sha256(json.dumps([self.version, rows]).encode()).hexdigest()
 
 # %% ../../nbs/data/hub.ipynb #68a39cad
 def open_hub(

@@ -265,18 +265,19 @@ def is_image(
 
 def image_files(
     folder: Path,  # a class folder
-) -> list:  # of paths, in their order
+) -> list:  # of names inside the folder, in their order
     "Find the images in a class folder and in the folders below it."
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not is_junk(name)]
-        found += [Path(place, name) for name in names if is_image(name)]
+        below = place[len(str(folder)):].split(os.sep)[1:]
+        found += [(*below, name) for name in names if is_image(name)]
     if not found:
         endings = ", ".join(sorted(ENDINGS))
         raise InputError(
             f"Expected images ({endings}) in the class folder {folder}, but found none."
         )
-    return sorted(found)
+    return ["/".join(parts) for parts in sorted(found)]
 
 # %% ../../nbs/data/images.ipynb #e320e01f
 def class_of_folder(
@@ -289,13 +290,14 @@ def class_of_folder(
 def find_images(
     root: Path,  # the folder that holds the class folders
     wanted: list = None,  # names of classes, all by default
-) -> dict:  # class folder -> its images, both in their order
+) -> dict:  # class folder -> its images, named from the root on, both in their order
     "Find the class folders and the images in them."
     folders = class_folders(root)
     if wanted is not None:
         classes = ClassMap(class_of_folder(folder.name) for folder in folders)
         folders = [folders[number] for number in choose_classes(classes, wanted)]
-    return {folder.name: image_files(folder) for folder in folders}
+    found = {folder.name: image_files(folder) for folder in folders}
+    return {name: [f"{name}/{file}" for file in files] for name, files in found.items()}
 
 # %% ../../nbs/data/images.ipynb #09ec6ee8
 class Unreadable(InputError):
@@ -340,43 +342,46 @@ class FolderImages(ImageData):
         self.classes = ClassMap(class_of_folder(folder) for folder in found)
         counts = torch.tensor([len(files) for files in found.values()])
         self.labels = torch.arange(len(found)).repeat_interleave(counts)
-        self.paths = list(chain.from_iterable(found.values()))
-        self.files = [p.relative_to(self.root).as_posix() for p in self.paths]
+        self.files = list(chain.from_iterable(found.values()))
+
+    @property
+    def paths(self) -> list:
+        "Where the files are."
+        return [self.root / file for file in self.files]
 
     def raw(self, i):
         "The bytes of file `i`."
+        path = self.root / self.files[i]
         try:
-            return self.paths[i].read_bytes()
+            return path.read_bytes()
         except OSError as error:
-            raise Unreadable(self.paths[i], error.strerror) from None
+            raise Unreadable(path, error.strerror) from None
 
     def open(self, i):
         "Image `i`, upright, on white, with 8 bits."
-        return decode_or_name(self.raw(i), self.paths[i])
+        return decode_or_name(self.raw(i), self.root / self.files[i])
 
-    def keep(self, indices):
-        "The same data with these images only."
-        kept = super().keep(indices)
-        kept.paths = [self.paths[i] for i in indices]
-        return kept
+    def facts(self, c: int) -> list:
+        "What is known of the files of class `c` without reading them."
+        return [file_facts(f"{self.root}/{self.files[i]}", self.files[i])
+                for i in self.of_class(c).tolist()]
 
     def times(self, c):
         "When the files of class `c` were last changed."
-        return [file_facts(self.paths[i], "")[2] for i in self.of_class(c).tolist()]
+        return [changed for _, _, changed in self.facts(c)]
 
     def stamp(self, c):
         "The names, sizes and times of change of the files of class `c`, as one hash."
-        facts = [file_facts(self.paths[i], self.files[i]) for i in self.of_class(c).tolist()]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.facts(c)).encode()).hexdigest()
 
 # %% ../../nbs/data/images.ipynb #6aa1cd4a
 def file_facts(
-    path: Path,
+    path,  # of the file
     name: str,  # of the file in its dataset
 ) -> list:  # the name, the size, and when the file was last changed
     "Tell what can be known of a file without reading it."
     try:
-        facts = path.stat()
+        facts = os.stat(path)
     except OSError:  # a link to nowhere
         return [name, -1, -1]
     return [name, facts.st_size, facts.st_mtime_ns]
