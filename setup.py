@@ -28,6 +28,12 @@ def classifiers(settings):
     ]
 
 
+def extras(settings):
+    "List what each extra brings; `dev` brings all of it."
+    hub = shlex.split(settings["hf_requirements"])
+    return {"hf": hub, "dev": shlex.split(settings["dev_requirements"]) + hub}
+
+
 settings = read_settings()
 setup(
     name=settings["lib_name"],
@@ -45,7 +51,7 @@ setup(
     package_data={"manifoldgd": ["weights/**/*", "tables/*"]},
     zip_safe=False,
     install_requires=shlex.split(settings["requirements"]),
-    extras_require={"dev": shlex.split(settings["dev_requirements"])},
+    extras_require=extras(settings),
     entry_points={
         "console_scripts": shlex.split(settings["console_scripts"]),
         "nbdev": ["manifoldgd=manifoldgd._modidx:d"],

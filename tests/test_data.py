@@ -199,7 +199,7 @@ def test_mean_and_std_of_a_folder(tmp_path):
 
 
 def test_an_unknown_dataset_is_refused(tmp_path):
-    with pytest.raises(InputError, match='to be "digits" or a folder .* no folder \'no/such\''):
+    with pytest.raises(InputError, match='to be "digits", a folder .* no folder \'no/such\''):
         load_data("no/such")
     file = tmp_path / "images.zip"
     file.write_text("a file")
@@ -208,8 +208,8 @@ def test_an_unknown_dataset_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("split, wanted", [
-    ("validation", "val or validation"),
-    ("test", "test or val or validation"),
+    ("validation", "val or validation or valid"),
+    ("test", "test or testing or val or validation or valid"),
 ])
 def test_a_missing_split_is_refused(tmp_path, split, wanted):
     save_images(tmp_path, ["train/a/1.png"])
