@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from manifoldgd.config.commands import PretrainConfig
+from manifoldgd.backbones.backbone import tiny_backbone
+from manifoldgd.config.commands import EvaluateConfig, MetricsConfig, PretrainConfig
 from manifoldgd.config.presets import DistillConfig, resolve
 from manifoldgd.data import hub
 from manifoldgd.data.classes import (
@@ -40,8 +41,10 @@ from manifoldgd.data.named import (
     warn_of_overlap,
 )
 from manifoldgd.data.sources import Source, load_data, named_of, source_of
-from manifoldgd.distillation.distill import check_ipc, open_inputs, warn_of_imbalance
+from manifoldgd.distillation.distill import check_ipc, distill, open_inputs, warn_of_imbalance
 from manifoldgd.errors import InputError, did_you_mean, shortened
+from manifoldgd.evaluation.accuracy import list_trainings
+from manifoldgd.evaluation.measurement import open_runs
 
 
 @pytest.fixture(autouse=True)
@@ -798,3 +801,60 @@ def test_the_class_map_travels_with_the_data():
     inputs = open_inputs(resolve(DistillConfig(classes="8,3")))
     assert [c.folder for c in inputs.data.classes] == ["3", "8"]
     assert [c.condition for c in inputs.data.classes] == inputs.labels == [3, 8]
+
+
+def random_run(tmp_path, data, **changes):
+    "A run of one real image per class."
+    config = DistillConfig(data=data, preset="random", ipc=1, out=str(tmp_path / "run"), **changes)
+    return str(distill(config, progress=False))
+
+
+def test_a_run_of_a_few_classes_is_judged_and_measured_on_these(tmp_path):
+    files = [f"{split}/{c}/1.png" for split in ("train", "test") for c in ("cat", "dog", "owl")]
+    save(tmp_path / "data", *files)
+    listed = tmp_path / "names.txt"
+    listed.write_text("owl\ncat\n")
+    run = random_run(tmp_path, str(tmp_path / "data"), classes=str(listed))
+    listed.unlink()  # the run knows its classes without it
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert [row["folder"] for row in manifest["classes"]] == ["cat", "owl"]
+    assert manifest["skipped"] == []
+    training, = list_trainings(EvaluateConfig((run,), protocol="plain-32", seeds=1))
+    assert training.bench.classes == ["cat", "owl"]
+    _, real, places = open_runs(MetricsConfig((run,)))
+    assert real.files == ["cat/1.png", "owl/1.png"]
+    assert places[0].tolist() == [0, 1]
+
+
+def test_a_run_of_a_hub_dataset_is_judged_on_its_own_test_split(datasets, tmp_path):
+    names = ["cat, Felis", "dog"]
+    folder = save_rows(make_rows(datasets, [0, 1], names=names, column="fine"), tmp_path / "zoo")
+    save_rows(make_rows(datasets, [1, 0, 1], names=names, column="fine"), folder, "test")
+    run = random_run(tmp_path, f"hf:{folder}", label_column="fine")
+    assert sorted(p.name for p in (tmp_path / "run" / "images").iterdir()) == ["cat", "dog"]
+    training, = list_trainings(EvaluateConfig((run,), protocol="plain-32", seeds=1))
+    assert training.bench.classes == ["dog", "cat", "dog"]
+    assert training.bench.name == "zoo"
+
+
+def test_a_damaged_test_image_stops_an_evaluation(tmp_path):
+    for split in ("train", "test"):
+        save(tmp_path / "data", f"{split}/cat/1.png", f"{split}/dog/1.png")
+    run = random_run(tmp_path, str(tmp_path / "data"))
+    (tmp_path / "data" / "test" / "dog" / "1.png").write_bytes(b"")
+    with pytest.raises(InputError, match="test/dog/1.png to be an image"):
+        list_trainings(EvaluateConfig((run,), protocol="plain-32", seeds=1))
+
+
+def test_a_backbone_is_warned_of_test_images_it_was_trained_on(tmp_path, monkeypatch):
+    wnids = [c.folder for c in named_classes(find_named("imagenette"))]
+    save(tmp_path / "data", *(f"train/{wnid}/1.png" for wnid in wnids))
+    fastai = replace(DATASETS["imagenette:fastai"], train=10)
+    monkeypatch.setitem(DATASETS, "imagenette:fastai", fastai)
+    imagenet = tiny_backbone(n_classes=1000)
+    monkeypatch.setattr("manifoldgd.distillation.distill.load_backbone", lambda spec: imagenet)
+    config = resolve(DistillConfig(data=str(tmp_path / "data"), named="imagenette:fastai"))
+    with pytest.warns(UserWarning, match="At least 3,425 of the 3,925 test images of imagenette"):
+        inputs = open_inputs(config)
+    assert inputs.labels == [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
+    assert [c.evaluator_id for c in inputs.data.classes] == list(range(10))

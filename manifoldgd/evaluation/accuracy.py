@@ -31,7 +31,7 @@ from ..config.protocols import PROTOCOLS, Protocol, adapt, default_protocol, sho
 from ..config.settings import to_dict
 from ..core import git_commit, image_generator, keep_memory, pick_device
 from ..data.images import mean_and_std
-from ..data.sources import load_data
+from ..data.sources import load_data, source_of
 from ..distillation.runs import Run, read_run
 from ..errors import InputError, expect_between, expect_one_of
 from .tables import put_row, read_table, same_key, write_table
@@ -49,7 +49,7 @@ class Bench:
 
 # %% ../../nbs/evaluation/accuracy.ipynb #83f55570
 def load_bench(
-    spec: str,  # the dataset, as `load_data` takes it
+    spec,  # the dataset, as `load_data` takes it
     size: int,  # height and width
     channels: int,
     split: str = "test",  # "test", or "validation" to choose settings by
@@ -141,8 +141,8 @@ def run_trainings(
     "List the trainings of one run: every student with every seed."
     name, channels = choose_protocol(run, config.protocol)
     named = PROTOCOLS[name]
-    data = config.data or run.config.data
-    bench = open_bench(data, named.image_size, channels, config.split)
+    source = source_of(run.config, config.data, [c.folder for c in run.data.classes])
+    bench = open_bench(source, named.image_size, channels, config.split)
     trainings = []
     for student in config.students or [None]:
         protocol = adapt(named, len(run.data.classes), channels, student)

@@ -32,7 +32,7 @@ from ..config.protocols import Protocol
 from ..config.settings import to_dict
 from ..core import git_commit, pick_device, replacing
 from ..data.images import ImageData, mean_and_std
-from ..data.sources import load_data
+from ..data.sources import load_data, source_of
 from ..distillation.runs import Run, read_run
 from ..errors import InputError, expect_between
 from .metrics import FeatureSet, measure, real_floor
@@ -254,7 +254,8 @@ def open_runs(
         raise InputError(
             f"Expected runs of one dataset, but got runs of {', '.join(specs)}."
         )
-    data = load_data(specs[0])
+    folders = [c.folder for c in runs[0].data.classes]
+    data = load_data(source_of(runs[0].config, specs[0], folders))
     return runs, data, [number_classes(run, data, specs[0]) for run in runs]
 
 # %% ../../nbs/evaluation/measurement.ipynb #7c6512d1

@@ -23,7 +23,7 @@ from ..config.commands import PretrainConfig
 from ..config.settings import to_dict
 from ..core import image_generator, image_grid, pick_device, replacing
 from ..data.images import ImageData
-from ..data.sources import load_data
+from ..data.sources import Source, load_data, source_of
 from ..errors import InputError, expect_between
 from manifoldgd.pretraining.models import (
     LATENT_CHANNELS,
@@ -276,7 +276,8 @@ def same_training(
     data: ImageData,
 ) -> dict:
     "List what must not change when a training is resumed."
-    free = ("out", "device", "every", "data")
+    asked = [f.name for f in dataclasses.fields(Source)]  # the fingerprint tells what came of it
+    free = ("out", "device", "every", *asked)
     settings = {key: value for key, value in to_dict(config).items() if key not in free}
     return settings | {"fingerprint": data.fingerprint()}
 
@@ -431,7 +432,7 @@ def pretrain(
     progress: bool = True,  # show progress bars
 ) -> Path:  # the folder of the backbone, in diffusers layout
     "Train a VAE and a DiT on a folder of class folders, or resume; it then works as `--backbone`."
-    data = load_data(config.data)
+    data = load_data(source_of(config))
     device = pick_device(config.device)
     config = with_channels(config, data)
     out = Path(config.out)
