@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from manifoldgd.backbones.backbone import tiny_backbone
+from manifoldgd.backbones.backbone import load_backbone, tiny_backbone
 from manifoldgd.config.commands import EvaluateConfig, MetricsConfig, PretrainConfig
 from manifoldgd.config.presets import DistillConfig, resolve
 from manifoldgd.data import hub
@@ -552,11 +553,11 @@ def test_a_silent_hub_is_not_waited_for(silent):
     started = time.monotonic()
     assert ask_hub("owner/zoo", seconds=.3) == "no answer within 0.3 s"
     assert time.monotonic() - started < 5
-    assert inspect.signature(ask_hub).parameters["seconds"].default <= 8
+    assert inspect.signature(ask_hub).parameters["seconds"].default <= 6
 
 
 def test_an_unreachable_hub_is_said_to_be(datasets, silent, monkeypatch):
-    monkeypatch.setattr(hub, "ask_hub", lambda name: ask_hub(name, seconds=.3))
+    monkeypatch.setattr(hub, "ask_hub", partial(ask_hub, seconds=.3))
     started = time.monotonic()
     with pytest.raises(InputError, match=r"unreachable \(no answer within 0.3 s\), and there is"):
         load_data("hf:owner/zoo")
@@ -575,7 +576,7 @@ def test_a_cached_copy_works_without_the_hub(datasets, silent, tmp_path, monkeyp
     info |= {"config_name": "default", "dataset_name": "zoo"}
     (cached / "dataset_info.json").write_text(json.dumps(info))
 
-    monkeypatch.setattr(hub, "ask_hub", lambda name: ask_hub(name, seconds=.3))
+    monkeypatch.setattr(hub, "ask_hub", partial(ask_hub, seconds=.3))
     data = load_data("hf:owner/zoo")
     assert [c.folder for c in data.classes] == ["cat", "dog"]
     assert not datasets.config.HF_HUB_OFFLINE  # as it was before
@@ -858,3 +859,17 @@ def test_a_backbone_is_warned_of_test_images_it_was_trained_on(tmp_path, monkeyp
         inputs = open_inputs(config)
     assert inputs.labels == [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
     assert [c.evaluator_id for c in inputs.data.classes] == list(range(10))
+
+
+def test_a_backbone_of_an_unreachable_hub_is_said_to_be_out_of_reach(silent, monkeypatch):
+    brief = partial(ask_hub, seconds=.3)
+    monkeypatch.setattr("manifoldgd.backbones.backbone.ask_hub", brief)
+    started = time.monotonic()
+    with pytest.raises(InputError, match="could not be loaded: the hub is unreachable .* cache"):
+        load_backbone("owner/name")
+    assert time.monotonic() - started < 20  # libraries are loaded meanwhile
+
+
+def test_a_backbone_that_the_hub_has_not_is_told(served):
+    with pytest.raises(InputError, match="owner/name to be a model on the Hugging Face hub"):
+        load_backbone("owner/name")

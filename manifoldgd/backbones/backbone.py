@@ -19,6 +19,7 @@ import torch
 
 from ..core import Remembered, is_settled, packaged
 from ..data.classes import Names, backbone_names, split_names
+from ..data.hub import ask_hub
 from ..data.images import file_facts
 from ..errors import InputError, shortened
 
@@ -179,14 +180,18 @@ def load_backbone(
     from diffusers.utils import is_accelerate_available
 
     path = find_backbone(spec)
+    unreachable = "" if Path(path).is_dir() else ask_hub(path, "model")
+    cached = {"local_files_only": unreachable != ""}
     lean = {"low_cpu_mem_usage": is_accelerate_available()}  # the default, without its warning
     try:
-        index = DiTPipeline.load_config(path)
-        vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **lean)
-        dit = DiTTransformer2DModel.from_pretrained(path, subfolder="transformer", **lean)
-        scheduler = DDPMScheduler.from_pretrained(path, subfolder="scheduler")
+        index = DiTPipeline.load_config(path, **cached)
+        vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **lean, **cached)
+        dit = DiTTransformer2DModel.from_pretrained(path, subfolder="transformer", **lean, **cached)
+        scheduler = DDPMScheduler.from_pretrained(path, subfolder="scheduler", **cached)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
+        if unreachable:
+            reason = f"the hub is unreachable ({unreachable}), and there is no copy in the cache."
         raise InputError(
             'Expected `backbone` to be "digits", a folder in diffusers layout or a hub id, '
             f"but {spec!r} could not be loaded: {reason}"

@@ -25,7 +25,7 @@ from ..errors import InputError, did_you_mean, shortened
 def ask_hub(
     name: str,  # owner/name
     kind: str = "dataset",  # or "model"
-    seconds: float = 8.,  # to wait for an answer at most
+    seconds: float = 6.,  # to wait for an answer at most
 ) -> str:  # why there is no answer, or nothing
     "Ask the hub for a dataset or a model."
     from huggingface_hub import HfApi
