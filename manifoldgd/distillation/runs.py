@@ -88,7 +88,7 @@ def read_manifest(
 
 # %% ../../nbs/distillation/runs.ipynb #bf728d05
 def shorten_line(
-    text: str,
+    text: str,  # one line
     font,  # of PIL
     width: float,  # pixels
 ) -> str:
@@ -100,7 +100,7 @@ def shorten_line(
 
 
 def break_lines(
-    text: str,
+    text: str,  # words between spaces
     font,  # of PIL
     width: float,  # pixels
     most: int,  # lines

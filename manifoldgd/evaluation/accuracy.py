@@ -415,7 +415,7 @@ def estimate_seconds(
 
 # %% ../../nbs/evaluation/accuracy.ipynb #9ba3033b
 def about(
-    seconds: float,  # a time
+    seconds: float,  # that something takes
 ) -> str:
     "Write a time with two digits, in a unit that suits it."
     units = {"s": 1, "minutes": 60, "hours": 3600, "days": 86400}

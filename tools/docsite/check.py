@@ -31,8 +31,6 @@ ODD = (
 WAITING = {
     "dit_loss(dit)",
     "model_card(licence)",
-    "prepare(out)",
-    "prepare(work)",
     "zero(layer)",
 }
 
