@@ -17,9 +17,8 @@ from functools import partial
 from pathlib import Path
 
 from PIL import Image
-from tqdm.auto import tqdm
 
-from ..core import cache_folder, replacing
+from ..core import cache_folder, progress_bar, replacing
 from .images import ImageData, Unreadable, decode_or_name
 from ..errors import InputError, shortened
 
@@ -78,8 +77,8 @@ def check_classes(
     "Read all images of some classes, several at once: decoding leaves Python's lock to others."
     total = sum(len(data.of_class(c)) for c in numbers)
     found = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(
-            total=total, desc="check images", delay=1, disable=None) as bar:
+    bar = progress_bar(total, "check", "images")
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         for c in numbers:
             indices = data.of_class(c).tolist()
             damaged = found[data.classes[c].folder] = {}
