@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from ..config.commands import EvaluateConfig
 from ..config.protocols import PROTOCOLS, Protocol, adapt, default_protocol, shorten
 from ..config.settings import to_dict
-from ..core import git_commit, image_generator, keep_memory, pick_device
+from ..core import free_memory, git_commit, image_generator, keep_memory, pick_device
 from ..data.images import mean_and_std
 from ..data.sources import load_data, source_of
 from ..distillation.runs import Run, read_run
@@ -47,7 +47,6 @@ from manifoldgd.students.cost import (
     Workload,
     arithmetic,
     duration,
-    free_memory,
     how_many_fit,
     measure_pace,
     side_by_side,
