@@ -17,7 +17,7 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     license_expression='Apache-2.0', license_files=['LICENSE'], classifiers=classifiers, python_requires=f'>={cfg["min_python"]}',
     packages=find_packages(include=['manifoldgd', 'manifoldgd.*']), zip_safe=False,
-    package_data={'manifoldgd': ['weights/**/*', 'tables/*']},
+    package_data={'manifoldgd': ['weights/**/*', 'tables/*', 'templates/*']},
     install_requires=shlex.split(cfg['requirements']), extras_require={'dev': shlex.split(cfg['dev_requirements'])},
     entry_points={'console_scripts': shlex.split(cfg['console_scripts']), 'nbdev': ['manifoldgd=manifoldgd._modidx:d']},
 )

@@ -13,7 +13,12 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 
 import tyro
 
-from .config.commands import EvaluateConfig, MetricsConfig, PretrainConfig
+from manifoldgd.config.commands import (
+    EvaluateConfig,
+    MetricsConfig,
+    PretrainConfig,
+    ReportConfig,
+)
 from .config.presets import DistillConfig
 from .errors import InputError
 
@@ -44,6 +49,7 @@ COMMANDS = {
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
     "metrics": MetricsConfig,
+    "report": ReportConfig,
     "pretrain": PretrainConfig,
 }
 
@@ -97,6 +103,11 @@ def execute(
 
         print(format_metrics(measure_runs(config)))
         print(f"One row per run and metric is in {config.out}.")
+    elif isinstance(config, ReportConfig):
+        from manifoldgd.sharing.report import write_reports
+
+        for path in write_reports(config):
+            print(f"The report is in {path}; any browser opens it.")
     else:
         from manifoldgd.pretraining.training import pretrain
 
