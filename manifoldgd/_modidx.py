@@ -898,6 +898,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/manifoldgd', 'doc_host': '
                                                                                         'manifoldgd/sharing/pictures.py'),
                                              'manifoldgd.sharing.pictures.draw_tree': ( 'sharing/pictures.html#draw_tree',
                                                                                         'manifoldgd/sharing/pictures.py'),
+                                             'manifoldgd.sharing.pictures.figure_image': ( 'sharing/pictures.html#figure_image',
+                                                                                           'manifoldgd/sharing/pictures.py'),
                                              'manifoldgd.sharing.pictures.inline_image': ( 'sharing/pictures.html#inline_image',
                                                                                            'manifoldgd/sharing/pictures.py'),
                                              'manifoldgd.sharing.pictures.inline_panel': ( 'sharing/pictures.html#inline_panel',

@@ -25,15 +25,17 @@ os.dup2(int(sys.argv[1]), 3)
 os.dup2(int(sys.argv[2]), 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-# What reaches over the right edge of the screen, but for what lies in a box that scrolls.
+# What reaches over the right edge of the screen, but for what lies in a box that scrolls. (A phone
+# zooms out until a page that is too wide fits, and `innerWidth` grows; `clientWidth` does not.)
 OVERFLOW = """
 (() => {
+  const edge = document.documentElement.clientWidth;
   const scrolls = e => e && (/auto|scroll/.test(getComputedStyle(e).overflowX)
     || scrolls(e.parentElement));
   const wide = [...document.querySelectorAll("body *")].filter(e =>
-    e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e));
+    e.getBoundingClientRect().right > edge + 1 && !scrolls(e));
   const names = wide.map(e => e.tagName + "." + e.className);
-  return document.documentElement.scrollWidth > innerWidth ? ["document", ...names] : names;
+  return document.documentElement.scrollWidth > edge ? ["document", ...names] : names;
 })()"""
 
 
@@ -139,10 +141,17 @@ class Browser:
         "List what reaches over the edge of the screen."
         return self.ask(OVERFLOW)
 
-    def picture(self, path, full=True):
-        "Save what is to be seen."
-        found = self.call("Page.captureScreenshot", captureBeyondViewport=full)
-        Path(path).write_bytes(base64.b64decode(found["data"]))
+    def clip(self, x, y, width, height) -> bytes:  # of a PNG
+        "Take a picture of a part of the page."
+        part = {
+            "x": x,
+            "y": y,
+            "width": width,
+            "height": height,
+            "scale": 1,
+        }
+        found = self.call("Page.captureScreenshot", clip=part, captureBeyondViewport=True)
+        return base64.b64decode(found["data"])
 
     def paper(self, path):
         "Print the page into a PDF."

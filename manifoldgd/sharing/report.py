@@ -148,10 +148,10 @@ def write_remark(
         hull, distance = format_coverage(measured["images"])
         parts.append(f"Images: A_CH {hull}, distance {distance}")
     if subject.run.config.prototypes == "none":
-        parts.append("made without prototypes")
+        parts.append("Made without prototypes")
     if subject.run.config.ipc > IMAGES:
-        parts.append(f"the first {IMAGES} of {subject.run.config.ipc} images")
-    return "; ".join(parts)
+        parts.append(f"The first {IMAGES} of {subject.run.config.ipc} images")
+    return ". ".join(parts)
 
 # %% ../../nbs/sharing/report.ipynb #50c8fc72
 def tree_key(
@@ -252,7 +252,7 @@ def draw_trace(
         return None
     try:
         pictures = trace_pictures(pd.read_csv(path))
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         notes.append(f"{subject.label}: trace.csv holds no guidance that could be drawn.")
         return None
     return {"label": subject.label if several else "", "pictures": pictures}
@@ -272,7 +272,7 @@ def write_heading(
     each = "1 image" if ipc == 1 else f"{ipc} images"
     lead = f"{len(first.data)} images to train on in place of {names}: {ipc} for each of {count}"
     return {
-        "title": f"{each} per class of {names}, by {first.config.preset}",
+        "title": f"{each} per class of {names} ({first.config.preset})",
         "lead": f"{lead} classes.",
     }
 
