@@ -48,7 +48,7 @@ setup(
     classifiers=classifiers(settings),
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=["manifoldgd", "manifoldgd.*"]),
-    package_data={"manifoldgd": ["weights/**/*", "tables/*"]},
+    package_data={"manifoldgd": ["weights/**/*", "tables/*", "templates/*"]},
     zip_safe=False,
     install_requires=shlex.split(settings["requirements"]),
     extras_require=extras(settings),

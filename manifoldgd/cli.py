@@ -18,6 +18,7 @@ from manifoldgd.config.commands import (
     ExportConfig,
     MetricsConfig,
     PretrainConfig,
+    ReportConfig,
 )
 from .config.presets import DistillConfig
 from .errors import InputError
@@ -62,6 +63,7 @@ COMMANDS = {
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
     "metrics": MetricsConfig,
+    "report": ReportConfig,
     "export": ExportConfig,
     "pretrain": PretrainConfig,
 }
@@ -117,6 +119,11 @@ def execute(
         from manifoldgd.sharing.export import export_run, tell_export
 
         print(tell_export(export_run(config), config))
+    elif isinstance(config, ReportConfig):
+        from manifoldgd.sharing.report import write_reports
+
+        for path in write_reports(config):
+            print(f"The report is in {path}; any browser opens it.")
     else:
         from manifoldgd.pretraining.training import pretrain
 
