@@ -17,6 +17,7 @@ from manifoldgd.sampling.loop import NotFinite
 
 NAMES = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
 SCRIPTS = [name for name in NAMES if name != "ledger"]
+QUOTED = {"published"}  # figures of papers, which no script measures
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_script_says_its_table_and_its_command(load, name):
 
 def test_scripts_and_tables_have_one_stem():
     tables = {p.stem for p in (ROOT / "results").glob("*.csv")}
-    assert tables == set(SCRIPTS)
+    assert tables - QUOTED == set(SCRIPTS)
 
 
 def test_a_wrong_option_is_refused(load, capsys):
