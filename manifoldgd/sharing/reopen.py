@@ -19,10 +19,10 @@ from typing import Optional
 import torch
 
 from ..backbones.backbone import Backbone, load_backbone
-from ..backbones.latents import LatentBank, encode_data, latent_bank
+from ..backbones.latents import LatentBank, encode, latent_bank
 from ..config.commands import ReportConfig
 from ..config.presets import DistillConfig
-from ..core import image_generator, pick_device, to_points
+from ..core import image_generator, pick_device, progress_bar, to_points
 from ..data.images import ImageData
 from ..data.sources import load_data
 from ..distillation.runs import Run, read_manifest
@@ -171,7 +171,11 @@ def image_latents(
     "Encode the images of a run."
     if reference.backbone is None:
         return {}
-    latents = to_points(encode_data(reference.backbone, run.data, 64, progress))
+    backbone, n = reference.backbone, len(run.data)
+    size, channels = backbone.image_size, backbone.channels
+    parts = progress_bar(torch.arange(n).split(64), "encode", "batches", show=progress)
+    encoded = [encode(backbone.vae, run.data.images(part, size, channels)) for part in parts]
+    latents = to_points(torch.cat(encoded).float().cpu())
     return {c.folder: latents[run.data.labels == i] for i, c in enumerate(run.data.classes)}
 
 # %% ../../nbs/sharing/reopen.ipynb #2cb93618

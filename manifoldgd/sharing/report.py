@@ -26,7 +26,7 @@ from ..data.images import resize_and_crop
 from ..distillation.runs import read_run
 from ..distillation.units import Job
 from ..errors import InputError
-from ..evaluation.accuracy import COLUMNS as METRIC_COLUMNS
+from ..evaluation.accuracy import COLUMNS as RESULT_COLUMNS
 from ..evaluation.accuracy import read_rows
 from ..evaluation.measurement import COLUMNS as METRIC_COLUMNS
 from ..evaluation.measurement import read_metrics
