@@ -29,9 +29,9 @@ def classifiers(settings):
 
 
 def extras(settings):
-    "List what each extra brings; `dev` brings all of it."
-    hub = shlex.split(settings["hf_requirements"])
-    return {"hf": hub, "dev": shlex.split(settings["dev_requirements"]) + hub}
+    "List what is needed for some formats only, and for development, which needs it all."
+    needed = {name: shlex.split(settings[f"{name}_requirements"]) for name in ("hf", "dev")}
+    return needed | {"dev": needed["dev"] + needed["hf"]}
 
 
 settings = read_settings()

@@ -103,7 +103,7 @@ def one_core_each(
 def in_order(
     pool: ThreadPoolExecutor,
     function: Callable,  # of one item
-    items: Iterable,
+    items: Iterable,  # what the function is called on, in this order
     ahead: int,  # items under way beside the one that is waited for
 ):  # an iterator of results
     "Call a function on every item in threads, and yield the results in the items' order."
@@ -128,7 +128,7 @@ def keep_memory():
 
 # %% ../nbs/core.ipynb #3753a1d9
 def in_words(
-    seconds: float,
+    seconds: float,  # of time
 ) -> str:
     "Write a time as a person would say it."
     seconds = round(seconds)
@@ -183,11 +183,14 @@ class ProgressLines:
         self.began = self.told = clock()
 
     def __iter__(self):
+        "Go through the items, and count each as done."
         for item in self.items:
             yield item
             self.update()
 
-    def update(self, n: int = 1):
+    def update(self,
+        n: int = 1,  # steps done since the last call
+    ):
         "Count units as done, and write a line if it is time for one."
         self.n += n
         now = self.clock()
@@ -198,7 +201,9 @@ class ProgressLines:
         line = progress_line(self.desc, self.n, *rest) + self.note
         print(line, file=sys.stderr, flush=True)
 
-    def set_postfix(self, **values):
+    def set_postfix(self,
+        **values,  # names and values, written behind the rate
+    ):
         "Keep what is to be told behind the time left, such as a loss."
         self.note = "".join(f", {name} {value}" for name, value in values.items())
 
@@ -238,7 +243,7 @@ def progress_bar(
 
 
 def length_of(
-    items: Iterable,
+    items: Iterable,  # a list, a range, or anything else that can be gone through
 ) -> int:  # None: it does not know
     "Ask an iterable for its length."
     return len(items) if hasattr(items, "__len__") else None
@@ -323,13 +328,20 @@ class Remembered:
             return {}
         return entries if isinstance(entries, dict) else {}
 
-    def get(self, key: str, stamp: str):
+    def get(self,
+        key: str,  # of the entry, such as the name of a class folder
+        stamp: str,  # what must not have changed since: sizes and times of files
+    ):
         "Look up what is known for a stamp: None if nothing is."
         entry = self.entries.get(key)
         if isinstance(entry, list) and len(entry) == 2 and entry[0] == stamp:
             return entry[1]
 
-    def put(self, key: str, stamp: str, value):
+    def put(self,
+        key: str,  # of the entry
+        stamp: str,  # sizes and times of the files that it was made from
+        value,  # anything that JSON can hold
+    ):
         "Keep a value, beside what another process may have kept meanwhile."
         self.entries = self.read() | {key: [stamp, value]}
         try:

@@ -240,6 +240,6 @@ def test_a_folder_in_the_home_is_found(tmp_path, monkeypatch):
 def test_the_fingerprints_of_the_digits_are_known():
     prints = {split: digits_data(split).fingerprint() for split in ("train", "test")}
     assert prints == {
-        "train": "ae4cbdde179e5de5265e21108b216b66cef732bcf5f7d92df72aee79c38cdb5d",
-        "test": "bd1a85ef2161fd41103ce6cecda23b2a76df414e4c9613720b6d8f579622f993",
+        "train": "726a8602ac742eb654f18ef7f5d04bd80361802e2fded54968bfc1e7eb9c74eb",
+        "test": "b441d8af09da8b0f5531dea942da0ee1094cf81dbf6d7cd2eaf38064ce26712c",
     }

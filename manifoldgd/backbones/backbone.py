@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'EMBEDDED', 'HUB_ID', 'network_bytes', 'hash_networks', 'Backbone', 'tiny_vae', 'tiny_dit', 'tiny_backbone',
-           'expect_parts', 'find_backbone', 'load_backbone', 'backbone_folder', 'fingerprint_of_files', 'expect_known',
-           'expect_distinct', 'match_labels']
+           'expect_parts', 'find_backbone', 'load_parts', 'load_backbone', 'backbone_folder', 'fingerprint_of_files',
+           'expect_known', 'expect_distinct', 'match_labels']
 
 # %% ../../nbs/backbones/backbone.ipynb #cb485b12
 import hashlib
@@ -172,26 +172,34 @@ def find_backbone(
     return path
 
 # %% ../../nbs/backbones/backbone.ipynb #c32f1272
+def load_parts(
+    path: str,  # a folder, or a hub id
+    **options,  # of `from_pretrained`
+) -> tuple:  # the index of the folder, VAE, denoiser, scheduler
+    "Load the parts of a backbone."
+    from diffusers import AutoencoderKL, DDPMScheduler, DiTPipeline, DiTTransformer2DModel
+    from diffusers.utils import is_accelerate_available
+
+    lean = {"low_cpu_mem_usage": is_accelerate_available()}  # the default, without its warning
+    index = DiTPipeline.load_config(path, **options)
+    vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **lean, **options)
+    dit = DiTTransformer2DModel.from_pretrained(path, subfolder="transformer", **lean, **options)
+    return index, vae, dit, DDPMScheduler.from_pretrained(path, subfolder="scheduler", **options)
+
+# %% ../../nbs/backbones/backbone.ipynb #c32f1274
 def load_backbone(
     spec: str,  # "digits", a folder in diffusers layout, or a hub id
 ) -> Backbone:  # on the CPU, in float32, in eval mode
     "Load a VAE, a class-conditional DiT and their noise schedule."
-    from diffusers import AutoencoderKL, DDPMScheduler, DiTPipeline, DiTTransformer2DModel
-    from diffusers.utils import is_accelerate_available
-
     path = find_backbone(spec)
     unreachable = "" if Path(path).is_dir() else ask_hub(path, "model")
-    cached = {"local_files_only": unreachable != ""}
-    lean = {"low_cpu_mem_usage": is_accelerate_available()}  # the default, without its warning
+    options = {"local_files_only": True} if unreachable else {}
     try:
-        index = DiTPipeline.load_config(path, **cached)
-        vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **lean, **cached)
-        dit = DiTTransformer2DModel.from_pretrained(path, subfolder="transformer", **lean, **cached)
-        scheduler = DDPMScheduler.from_pretrained(path, subfolder="scheduler", **cached)
+        index, vae, dit, scheduler = load_parts(path, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         if unreachable:
-            reason = f"the hub is unreachable ({unreachable}), and there is no copy in the cache."
+            reason = f"the hub is unreachable ({unreachable}), and there is no copy in the cache"
         raise InputError(
             'Expected `backbone` to be "digits", a folder in diffusers layout or a hub id, '
             f"but {spec!r} could not be loaded: {reason}"

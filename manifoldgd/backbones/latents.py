@@ -170,7 +170,9 @@ class Encoder:
         on_cpu = self.backbone.vae.device.type == "cpu"
         self.turn = nullcontext() if on_cpu else threading.Lock()
 
-    def __call__(self, batch: tuple) -> tuple:  # number of the class, (n, c, h, w) float32
+    def __call__(self,
+        batch: tuple,  # number of a class, numbers of its images
+    ) -> tuple:  # number of the class, (n, c, h, w) float32
         "Encode the images of a batch, as `batches_of` makes it."
         c, numbers = batch
         backbone, crop = self.backbone, crop_of(self.backbone)

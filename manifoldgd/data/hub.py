@@ -54,7 +54,7 @@ def ask_hub(
 
 # %% ../../nbs/data/hub.ipynb #3d2cc35e
 def one_line(
-    error: Exception,
+    error: Exception,  # with a message of any length
 ) -> str:
     "Say in one line, of 300 letters at most, what went wrong."
     text = " ".join(str(error).split()) or type(error).__name__
@@ -176,7 +176,7 @@ def find_column(
 # %% ../../nbs/data/hub.ipynb #092d684b
 def read_labels(
     rows,  # a `datasets.Dataset`
-    column: str,
+    column: str,  # that holds the labels
 ) -> tuple:  # the names of the classes, and the number of each row, -1 where it is not told
     "Read the labels of a split."
     feature = rows.features[column]

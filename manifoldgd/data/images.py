@@ -125,7 +125,12 @@ class ImageData:
         "The numbers of the images of class `c`."
         return (self.labels == c).nonzero().flatten()
 
-    def images(self, indices=None, size=32, channels=3, crop=resize_and_crop) -> torch.Tensor:
+    def images(self,
+        indices=None,  # numbers of images; without them, all
+        size: int = 32,  # height and width, pixels
+        channels: int = 3,  # 1: gray, 3: RGB
+        crop=resize_and_crop,  # (image, size) -> image, as the backbone's family does it
+    ) -> torch.Tensor:
         "Images as a tensor (n, channels, size, size) in [-1, 1]; all of them without `indices`."
         indices = range(len(self)) if indices is None else indices
         return stack_images((self.open(int(i)) for i in indices), size, channels, crop)

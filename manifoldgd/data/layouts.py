@@ -54,7 +54,7 @@ def without_classes(
 
 # %% ../../nbs/data/layouts.ipynb #97d777e1
 def wrapped_dataset(
-    root: Path,
+    root: Path,  # the folder that the user named
 ):  # the folder of a dataset that lies alone in the root, or None
     "Find a dataset that is wrapped in folders with nothing else in them."
     inner = root

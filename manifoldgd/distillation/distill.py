@@ -116,10 +116,11 @@ def prepare(
     if backbone is None or config.prototypes == "none":
         maker = make_maker(config, data, backbone, inputs.labels)
         return maker, real_spread(inputs) if sampled else None
-    bank = latent_bank(backbone, data, prints, progress=progress, workers=config.workers)
+    workers = None if config.workers == "auto" else config.workers
+    bank = latent_bank(backbone, data, prints, progress=progress, workers=workers)
     choice = Choice(
         config.ipc, config.prototypes, config.prototype_kind, config.start_depth, config.seed)
-    prototypes = cached_prototypes(bank, data.classes, choice, progress, config.workers)
+    prototypes = cached_prototypes(bank, data.classes, choice, progress, workers)
     maker = make_maker(config, data, backbone, inputs.labels, bank, prototypes)
     return maker, real_spread(inputs, bank) if sampled else None
 

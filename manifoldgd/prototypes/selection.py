@@ -89,8 +89,8 @@ def prototypes_of_groups(
 def expect_choice(
     n: int,  # points of the class
     ipc: int,
-    method: str,
-    kind: str,
+    method: str,  # one of `METHODS`
+    kind: str,  # `centroid` or `medoid`
     name: str,  # of the class, "" where it has none
 ):
     "Raise an `InputError` for prototypes that cannot be chosen."
