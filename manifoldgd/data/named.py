@@ -42,7 +42,7 @@ class NamedDataset:
     hub_names: str = ""  # the list of names by which the hub's copy differs
 
 # %% ../../nbs/data/named.ipynb #23ba7bec
-IMAGENET_TERMS = "ImageNet's terms: research only, not commercial"
+IMAGENET_TERMS = "those of ImageNet, for research only"
 IMAGENET_1K = "hf:ILSVRC/imagenet-1k (gated: accept its terms there) or image-net.org"
 FASTAI = "https://s3.amazonaws.com/fast-ai-imageclas"
 RESIZED = "evanarlian/imagenet_1k_resized_256"  # shorter side 256, 1,000 classes
@@ -67,12 +67,12 @@ DATASETS = {made.name: made for made in [
     NamedDataset(
         "imagenette:fastai", "imagenette", 9469, 3925, "johnowhitaker/imagenette2-320",
         "validation", f"{FASTAI}/imagenette2-320.tgz", IMAGENET_TERMS,
-        "fastai's own division, not that of most papers."),
+        "It is divided by fastai, and not as in most papers."),
     imagenet_subset("imagenette:in1k", "imagenette", 12894, 500),
     NamedDataset(
         "imagewoof:fastai", "imagewoof", 9025, 3929, "", "validation",
         f"{FASTAI}/imagewoof2-320.tgz", IMAGENET_TERMS,
-        "fastai's own division, not that of most papers."),
+        "It is divided by fastai, and not as in most papers."),
     imagenet_subset(
         "imagewoof:in1k", "imagewoof", 12454, 500,
         "Minimax and DD-Ranking list its classes in an order of their own; the map keeps it."),
