@@ -6,10 +6,10 @@ PAGES  ?=
 BIN    := $(VENV)/bin
 SETUP  := settings.ini setup.py pyproject.toml
 .DEFAULT_GOAL := help
-.PHONY: help demo test refresh readme clean
+.PHONY: help demo test refresh readme docs docs-check notebooks clean
 
 help:  ## list what make can do
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 	@echo 'Options:'
 	@echo '  VENV=folder  PYTHON=interpreter     where to install, and with which Python'
 	@echo '  SLOW=1                              with test and refresh: the slow cells too'
@@ -27,6 +27,15 @@ refresh: $(VENV)/installed-dev  ## run the pages in place and store their output
 
 readme: $(VENV)/installed-dev  ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/pages.py readme
+
+docs: $(VENV)/installed-dev  ## build the docs site in _docs/; this needs Quarto
+	$(BIN)/python tools/docs.py build
+
+docs-check: $(VENV)/installed-dev  ## look at the pages of the docs site without building it
+	$(BIN)/python tools/docs.py check
+
+notebooks: $(VENV)/installed-dev  ## open the pages in Jupyter
+	$(BIN)/jupyter lab nbs/index.ipynb
 
 clean:  ## remove what was built, but neither the environment nor the runs
 	rm -rf _proc _docs build dist *.egg-info .pytest_cache

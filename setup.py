@@ -28,6 +28,12 @@ def classifiers(settings):
     ]
 
 
+def extras(settings):
+    "List what is needed for some formats only, and for development, which needs it all."
+    needed = {name: shlex.split(settings[f"{name}_requirements"]) for name in ("hf", "dev")}
+    return needed | {"dev": needed["dev"] + needed["hf"]}
+
+
 settings = read_settings()
 setup(
     name=settings["lib_name"],
@@ -42,10 +48,10 @@ setup(
     classifiers=classifiers(settings),
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=["manifoldgd", "manifoldgd.*"]),
-    package_data={"manifoldgd": ["weights/**/*", "tables/*"]},
+    package_data={"manifoldgd": ["weights/**/*", "tables/*", "templates/*"]},
     zip_safe=False,
     install_requires=shlex.split(settings["requirements"]),
-    extras_require={"dev": shlex.split(settings["dev_requirements"])},
+    extras_require=extras(settings),
     entry_points={
         "console_scripts": shlex.split(settings["console_scripts"]),
         "nbdev": ["manifoldgd=manifoldgd._modidx:d"],

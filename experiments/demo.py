@@ -16,12 +16,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from PIL import Image
 
-from manifoldgd.config.commands import EvaluateConfig
+from manifoldgd.config.commands import EvaluateConfig, ReportConfig
 from manifoldgd.config.presets import DistillConfig
 from manifoldgd.core import replacing
 from manifoldgd.distillation.distill import distill
 from manifoldgd.evaluation.accuracy import evaluate
 from manifoldgd.evaluation.comparison import format_summary, plot_summary, summarize
+from manifoldgd.sharing.report import write_reports
 
 PRESETS = ("random", "decoded", "dit", "mgd", "manifoldgd")
 IPCS = (1, 10)
@@ -74,6 +75,14 @@ def write_summary(rows: pd.DataFrame, out: Path) -> str:  # the table, for peopl
     return text
 
 
+def report(out: Path) -> Path:  # of the file
+    "Show the runs of the first seed side by side, at the largest number of images."
+    runs = tuple(str(run_folder(out, preset, max(IPCS), SEEDS[0])) for preset in PRESETS)
+    [path] = write_reports(ReportConfig(
+        runs, out=str(out / "report.html"), results=str(out / "results.csv")))
+    return path
+
+
 def main(
     out: Path,  # folder of the demonstration
 ):
@@ -84,9 +93,11 @@ def main(
     table = str(out / "results.csv")
     rows = evaluate(EvaluateConfig(runs=tuple(folders), seeds=TRAININGS, out=table))
     text = write_summary(rows, out)
+    page = report(out)
     print(f"\n{text}\n")
     print(f"In {out}/: table.txt, results.csv (one row per training), accuracy.png, galleries.png,")
     print(f"and a folder for each run. {time.time() - started:.0f} s.")
+    print(f"The images side by side, with what is known of them: {page} (open it in a browser).")
 
 
 def parse() -> argparse.Namespace:

@@ -1,15 +1,11 @@
-"""What the backbone pages refuse, and what a bank keeps."""
+"""What the page of backbones refuses, and where the cache is."""
 import json
 
-import numpy as np
 import pytest
-import torch
 
 from manifoldgd.backbones.backbone import load_backbone, match_labels, tiny_backbone
-from manifoldgd.backbones.latents import encode, latent_bank
 from manifoldgd.core import cache_folder
 from manifoldgd.data.classes import ImageClass, backbone_names, imagenet_labels, imagenet_names
-from manifoldgd.data.images import ArrayImages
 from manifoldgd.data.named import find_named, named_classes
 from manifoldgd.errors import InputError
 from manifoldgd.sampling.pipeline import label_numbers
@@ -31,13 +27,6 @@ def saved(tmp_path):
         getattr(tiny, part).save_pretrained(folder / part)
     (folder / "model_index.json").write_text(json.dumps({"id2label": tiny.id2label}))
     return folder
-
-
-@pytest.fixture
-def images():
-    "Ten small gray images of two classes."
-    arrays = np.random.default_rng(0).integers(0, 256, (10, 20, 20), dtype=np.uint8)
-    return ArrayImages(arrays, [0, 1] * 5, classes_of("a", "b"), "small")
 
 
 def tiny_backbone_of_imagenet():
@@ -191,53 +180,21 @@ def test_the_folder_goes_before_the_name_and_the_name_before_the_id():
     assert match_labels([ImageClass("n01440764", "tench")], backbone) == [0]
 
 
-def test_a_bank_does_not_depend_on_the_batch_size(images, cache):
-    tiny = tiny_backbone()
-    whole = latent_bank(tiny, images, batch_size=10, progress=False)
-    for file in cache.iterdir():
-        file.unlink()
-    parts = latent_bank(tiny, images, batch_size=3, progress=False)
-    assert torch.allclose(whole.latents, parts.latents, atol=1e-5)
-    assert torch.equal(whole.labels, images.labels)
-
-
-def test_a_bank_is_float32_whatever_the_vae_computes_in(images):
-    tiny = tiny_backbone()
-    tiny.vae.to(torch.bfloat16)
-    bank = latent_bank(tiny, images, progress=False)
-    assert bank.latents.dtype == torch.float32
-    single = encode(tiny_backbone().vae, images.images(size=16))
-    assert torch.allclose(bank.latents, single, atol=.05)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_latent_that_is_no_number_is_named_and_not_stored(images, cache, bad, monkeypatch):
-    tiny = tiny_backbone()
-    read = images.images
-
-    def damaged(indices, *args):
-        pixels = read(indices, *args)
-        pixels[indices % 5 == 2] = bad
-        return pixels
-
-    monkeypatch.setattr(images, "images", damaged)
-    message = "for 2 of 10 images, the first of them number 2, of class 'a'"
-    with pytest.raises(InputError, match=message):
-        latent_bank(tiny, images, progress=False)
-    assert not cache.exists()
-
-
-def test_a_stopped_encoding_leaves_no_file(images, cache, monkeypatch):
-    def stop(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(images, "images", stop)
-    with pytest.raises(KeyboardInterrupt):
-        latent_bank(tiny_backbone(), images, progress=False)
-    assert not cache.exists()
-
-
 def test_the_cache_is_in_the_home_by_default(monkeypatch):
     monkeypatch.setenv("HOME", "/nonexistent")
     monkeypatch.delenv("MANIFOLDGD_CACHE")
     assert cache_folder().as_posix() == "/nonexistent/.cache/manifoldgd"
+
+
+def test_an_unreachable_hub_is_called_unreachable(monkeypatch, tmp_path):
+    asked = []
+
+    def silent(name, kind):
+        asked.append((name, kind))
+        return "no answer within 8 s"
+
+    monkeypatch.setattr("manifoldgd.backbones.backbone.ask_hub", silent)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(InputError, match="unreachable .no answer within 8 s., and there is no"):
+        load_backbone("nobody/no-such-backbone")
+    assert asked == [("nobody/no-such-backbone", "model")]

@@ -59,7 +59,8 @@ def name_of(page):
 
 
 QUARTO = yaml.safe_load((ROOT / "_quarto.yml").read_text())
-SIDEBAR = list(sidebar_pages(QUARTO["website"]["sidebar"]["contents"]))
+LISTED = list(sidebar_pages(QUARTO["website"]["sidebar"]["contents"]))
+SIDEBAR = [page for page in LISTED if page.endswith(".ipynb")]
 ORDER = import_order(SIDEBAR)
 
 PAGES = sorted(map(Path, nbglob()))

@@ -1,8 +1,7 @@
-"""Refresh the outputs stored in the pages; make README.md and the docs' sources, without Quarto.
+"""Refresh the outputs stored in the pages, and make README.md. `tools/docs.py` makes the site.
 
     python tools/pages.py refresh [--slow] [PAGE ...]   run pages in place, store what they show
     python tools/pages.py readme [--check]              write README.md from nbs/index.ipynb
-    python tools/pages.py docs                          make _proc/, where `quarto render` works
 """
 import argparse
 import os
@@ -10,9 +9,12 @@ import posixpath
 import re
 import shutil
 import sys
+from base64 import b64decode, b64encode
+from io import BytesIO
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+LARGE = 90_000  # bytes of a figure that is stored at the density of a screen
 PICTURES = "index_files"  # where the README keeps the pictures of the index page
 # One thread and no progress bars: a second run must store the same bytes. Agg: on any machine.
 os.environ.update(TQDM_DISABLE="1", MPLBACKEND="Agg", HF_HUB_DISABLE_PROGRESS_BARS="1")
@@ -34,14 +36,19 @@ from nbdev.processors import (
     rm_export,
     strip_ansi,
 )
+from PIL import Image
 
 # The program and date that matplotlib writes into a PNG would change the file with the version.
+# Numbers are stored with six digits: the last ones of a float say nothing, and differ by machine.
 SETUP = """import matplotlib
 matplotlib.rcdefaults()
 matplotlib.rcParams['figure.dpi'] = 80
 get_ipython().run_line_magic('config', '''InlineBackend.print_figure_kwargs = {
     'bbox_inches': 'tight', 'metadata': {'Software': None}, 'pil_kwargs': {'optimize': True}
-}''')"""
+}''')
+get_ipython().run_line_magic('config', "InlineBackend.figure_format = 'retina'")
+get_ipython().display_formatter.formatters['text/plain'].for_type(float, lambda x, p, _: p.text(
+    repr(x) if len(repr(x)) < 10 else repr(float(f'{x:.6g}'))))"""
 
 
 # The pages
@@ -67,17 +74,43 @@ def without_stderr(outputs, page, number):
     return kept
 
 
+def smallest_png(picture):
+    "A picture as PNG: with a palette of 256 colors, or all of them, whichever takes less."
+    written = []
+    for kind in (picture, picture.quantize(256, dither=Image.Dither.NONE)):
+        data = BytesIO()
+        kind.save(data, "png", optimize=True)
+        written.append(data.getvalue())
+    return min(written, key=len)
+
+
+def with_small_pictures(outputs):
+    "Store figures at twice the density of a screen, or at its density where they would be large."
+    for out in outputs:
+        sizes = out.get("metadata", {}).get("image/png", {})
+        if "width" not in sizes:  # no figure
+            continue
+        picture = Image.open(BytesIO(b64decode("".join(out["data"]["image/png"])))).convert("RGB")
+        data = smallest_png(picture)
+        if len(data) > LARGE:
+            size = (sizes["width"], sizes["height"])
+            data = smallest_png(picture.resize(size, Image.Resampling.LANCZOS))
+        out["data"]["image/png"] = b64encode(data).decode() + "\n"
+    return outputs
+
+
 def refresh_page(path, flags):
     "Run a page in its folder and store the outputs; stop at the first failing cell."
     notebook = read_nb(path)
-    shell = CaptureShell(path, mpl_format="png")
+    shell = CaptureShell(path, mpl_format="retina")
     page = os.path.relpath(path, ROOT)
     shell.run(SETUP)
     with working_directory(path.parent):
         for number, cell in enumerate(notebook.cells):
             if is_skipped(cell, flags):  # it keeps its outputs
                 continue
-            cell.outputs = without_stderr(shell.run(cell.source), page, number)
+            kept = without_stderr(shell.run(cell.source), page, number)
+            cell.outputs = with_small_pictures(kept)
             if shell.exc:
                 report_failure(cell, number, page, shell.exc)
     clean_nb(notebook, clean_ids=get_config().clean_ids)
@@ -139,17 +172,29 @@ def index_page():
     return notebook
 
 
+def with_widths(text, notebook):
+    "Show pictures of twice the density at half their size."
+    for number, cell in enumerate(notebook.cells):
+        for place, out in enumerate(cell.get("outputs", [])):
+            width = out.get("metadata", {}).get("image/png", {}).get("width")
+            name = f"{PICTURES}/index_{number}_{place}.png"
+            if width:
+                text = text.replace(f"![png]({name})", f'<img src="{name}" width="{width}">')
+    return text
+
+
 def render_readme():
     "The text of README.md and its pictures, as {name: bytes}."
     import nbformat
     from nbconvert import MarkdownExporter
 
-    notebook = nbformat.reads(nb2str(index_page()), 4)
+    page = index_page()
+    notebook = nbformat.reads(nb2str(page), 4)
     resources = {"output_files_dir": PICTURES, "unique_key": "index"}
     text, found = MarkdownExporter().from_notebook_node(notebook, resources)
     for useless in (r"```python\n\s*```\n", r"<style.*?</style>\n", r"^[ \t]+$"):
         text = re.sub(useless, "", text, flags=re.M | re.S)
-    text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    text = re.sub(r"\n{3,}", "\n\n", with_widths(text, page)).strip() + "\n"
     return from_root(text), found["outputs"]
 
 
@@ -172,34 +217,6 @@ def readme(check):
         (ROOT / name).write_bytes(data)
 
 
-# The docs site
-
-
-def number_cells(path):
-    "Count the code cells of a page: nbdev_clean writes null, which pandoc refuses."
-    notebook = read_nb(path)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for count, cell in enumerate(code, 1):
-        cell.execution_count = count
-        for out in cell.outputs:
-            if out.output_type == "execute_result":
-                out.execution_count = count
-    write_nb(notebook, path)
-
-
-def docs():
-    "Make _proc/: the pages with their reference filled in and their stored outputs kept."
-    import nbdev.doclinks
-    from nbdev.quarto import refresh_quarto_yml
-    from nbdev.serve import proc_nbs
-
-    refresh_quarto_yml()
-    nbdev.doclinks._build_modidx()
-    for path in Path(proc_nbs(force=True)).rglob("*.ipynb"):
-        number_cells(path)
-    print("Made _proc/. Now run `quarto render` in it.")
-
-
 def parse():
     "Read the command line."
     parser = argparse.ArgumentParser(
@@ -215,11 +232,10 @@ def parse():
     sub.add_argument(
         "--check", action="store_true", help="only compare; exit status 1 if they differ"
     )
-    commands.add_parser("docs", help="make _proc/ for quarto")
     return vars(parser.parse_args())
 
 
 if __name__ == "__main__":
     arguments = parse()
     os.chdir(ROOT)  # nbdev looks for settings.ini from here
-    {"refresh": refresh, "readme": readme, "docs": docs}[arguments.pop("command")](**arguments)
+    {"refresh": refresh, "readme": readme}[arguments.pop("command")](**arguments)

@@ -189,6 +189,9 @@ class ComputeSettings:
     batch_size: int = setting(
         50, "Images made together, a unit of work; part of what makes two runs the same.",
         at_least=1)
+    workers: Union[int, Literal["auto"]] = setting(
+        "auto", "Threads that read and encode images and choose prototypes; auto: one per core.",
+        at_least=1, changes_images=False)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.", changes_images=False)
 
 # %% ../../nbs/config/presets.ipynb #d6a8e57f

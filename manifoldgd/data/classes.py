@@ -155,7 +155,10 @@ class Names:
             raise ambiguous(known[0], self)
         return by_id
 
-    def near(self, key: str) -> str:
+    def near(
+        self,
+        key: str,  # a name that no class has
+    ) -> str:
         "Offer the known names that are nearest to one."
         return did_you_mean(key, [*self.numbers, *self.ids])
 

@@ -7,6 +7,8 @@ __all__ = ['SCRIPT_FREE', 'ask_hub', 'one_line', 'explain', 'datasets_library', 
            'read_labels', 'pick_split', 'folder_name', 'classes_of_names', 'HubImages', 'open_hub']
 
 # %% ../../nbs/data/hub.ipynb #1dbcbb44
+import hashlib
+import json
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Thread
@@ -23,7 +25,7 @@ from ..errors import InputError, did_you_mean, shortened
 def ask_hub(
     name: str,  # owner/name
     kind: str = "dataset",  # or "model"
-    seconds: float = 8.,  # to wait for an answer at most
+    seconds: float = 6.,  # to wait for an answer at most
 ) -> str:  # why there is no answer, or nothing
     "Ask the hub for a dataset or a model."
     from huggingface_hub import HfApi
@@ -50,7 +52,7 @@ def ask_hub(
 
 # %% ../../nbs/data/hub.ipynb #3d2cc35e
 def one_line(
-    error: Exception,
+    error: Exception,  # with a message of any length
 ) -> str:
     "Say in one line, of 300 letters at most, what went wrong."
     text = " ".join(str(error).split()) or type(error).__name__
@@ -166,7 +168,7 @@ def find_column(
 # %% ../../nbs/data/hub.ipynb #465461d4
 def read_labels(
     rows,  # a `datasets.Dataset`
-    column: str,
+    column: str,  # that holds the labels
 ) -> tuple:  # the names of the classes, and the number of each row, -1 where it is not told
     "Read the labels of a split."
     feature = rows.features[column]
@@ -271,8 +273,9 @@ class HubImages(ImageData):
         return kept
 
     def stamp(self, c):
-        "The version of the dataset, and how many images class `c` has."
-        return f"{self.version}-{len(self.of_class(c))}"
+        "The version of the dataset and the rows of class `c`, as one hash."
+        rows = [self.files[i] for i in self.of_class(c).tolist()]
+        return hashlib.sha256(json.dumps([self.version, rows]).encode()).hexdigest()
 
 # %% ../../nbs/data/hub.ipynb #68a39cad
 def open_hub(

@@ -7,6 +7,7 @@ __all__ = ['VALIDATION_FOLDERS', 'SPLIT_FOLDERS', 'SPLIT_NAMES', 'ANNOTATIONS', 
            'wrapped_dataset', 'expect_classes_at_top', 'split_folder', 'find_annotated', 'open_folder']
 
 # %% ../../nbs/data/layouts.ipynb #ba52fbc8
+from itertools import chain
 from pathlib import Path
 
 from .classes import ClassMap, choose_classes
@@ -53,7 +54,7 @@ def without_classes(
 
 # %% ../../nbs/data/layouts.ipynb #97d777e1
 def wrapped_dataset(
-    root: Path,
+    root: Path,  # the folder that the user named
 ):  # the folder of a dataset that lies alone in the root, or None
     "Find a dataset that is wrapped in folders with nothing else in them."
     inner = root
@@ -111,7 +112,7 @@ def split_folder(
 def find_annotated(
     folder: Path,  # of a split, with a table of the classes
     wanted: list = None,  # names of classes, all by default
-) -> dict:  # class folder -> its images, both in their order
+) -> dict:  # class folder -> its images, named from the folder on, both in their order
     "Find the images of a split whose classes stand in a table."
     lines = (folder / ANNOTATIONS).read_text(encoding="utf8").splitlines()
     rows = [line.split("\t")[:2] for line in lines if line.strip()]
@@ -121,8 +122,8 @@ def find_annotated(
     found = {c.folder: [] for c in classes}
     for file, name in sorted(rows):
         if name in found:
-            found[name].append(folder / "images" / file)
-    missing = [p for paths in found.values() for p in paths if not p.is_file()]
+            found[name].append(f"images/{file}")
+    missing = [file for file in chain(*found.values()) if not (folder / file).is_file()]
     if missing:
         raise InputError(
             f"Expected the images that {folder / ANNOTATIONS} lists, but {missing[0]} "

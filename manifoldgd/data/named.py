@@ -30,7 +30,7 @@ from ..errors import InputError, did_you_mean, shortened
 @dataclass(frozen=True)
 class NamedDataset:
     "What is known about one of the field's datasets."
-    name: str
+    name: str  # by which `--data` finds it
     classes: str  # the list of its classes, in `class_lists.json`
     train: int  # images; None: not checked
     test: int  # images; None: not checked
@@ -49,11 +49,11 @@ RESIZED = "evanarlian/imagenet_1k_resized_256"  # shorter side 256, 1,000 classe
 
 
 def imagenet_subset(
-    name: str,
+    name: str,  # of the dataset
     classes: str,  # the list of its classes
     train: int,  # images
     test: int,  # images
-    note: str = "",
+    note: str = "",  # what else should be known
 ) -> NamedDataset:
     "Describe a dataset whose images are those of some classes of ImageNet-1K."
     return NamedDataset(

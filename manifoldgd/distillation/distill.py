@@ -11,13 +11,16 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
-from ..backbones.backbone import Backbone, load_backbone, match_labels
+from manifoldgd.backbones.backbone import (
+    Backbone,
+    fingerprint_of_files,
+    load_backbone,
+    match_labels,
+)
 from ..backbones.latents import LatentBank, encode, latent_bank
 from ..config.presets import DistillConfig, resolve
-from ..core import pick_device
-from ..data.images import ImageData
+from ..core import pick_device, progress_bar
+from ..data.images import ImageData, class_fingerprints, hash_classes
 from ..data.named import warn_of_overlap
 from ..data.sources import load_data, named_of, source_of
 from .engine import run_units
@@ -31,7 +34,7 @@ from manifoldgd.distillation.runs import (
 )
 from .units import Moments, cut, plan
 from ..errors import InputError, shortened
-from ..prototypes.selection import class_prototypes
+from ..prototypes.cache import Choice, cached_prototypes
 
 # %% ../../nbs/distillation/distill.ipynb #c4000002
 @dataclass
@@ -42,10 +45,13 @@ class Inputs:
     backbone: Backbone  # None if none is needed
     labels: list  # the backbone's label of each class, None without a backbone
 
-    @property
-    def fingerprints(self) -> tuple:
+    def fingerprints(self,
+        prints: list,  # `class_fingerprints` of the data
+    ) -> tuple:
         "Of the data and the backbone."
-        return self.data.fingerprint(), self.backbone.fingerprint() if self.backbone else "none"
+        if self.backbone is None:
+            return hash_classes(prints), "none"
+        return hash_classes(prints), fingerprint_of_files(self.backbone, self.backbone.name)
 
 # %% ../../nbs/distillation/distill.ipynb #8b911c64
 def open_inputs(
@@ -99,7 +105,7 @@ def warn_of_imbalance(
 def prepare(
     config: DistillConfig,  # resolved
     inputs: Inputs,
-    fingerprints: tuple,  # of the data and the backbone
+    prints: list,  # fingerprints of the classes
     progress: bool,  # show progress bars
 ) -> tuple:  # a maker of images; the spread of real latents, if any are made
     "Encode the data and choose the prototypes, if there is a need, and make the maker."
@@ -108,10 +114,11 @@ def prepare(
     if backbone is None or config.prototypes == "none":
         maker = make_maker(config, data, backbone, inputs.labels)
         return maker, real_spread(inputs) if sampled else None
-    bank = latent_bank(backbone, data, fingerprints, progress=progress)
-    prototypes = class_prototypes(
-        bank, data.classes, config.ipc, config.prototypes, config.prototype_kind,
-        config.start_depth, config.seed, progress)
+    workers = None if config.workers == "auto" else config.workers
+    bank = latent_bank(backbone, data, prints, progress=progress, workers=workers)
+    choice = Choice(
+        config.ipc, config.prototypes, config.prototype_kind, config.start_depth, config.seed)
+    prototypes = cached_prototypes(bank, data.classes, choice, progress, workers)
     maker = make_maker(config, data, backbone, inputs.labels, bank, prototypes)
     return maker, real_spread(inputs, bank) if sampled else None
 
@@ -145,8 +152,8 @@ def make_missing(
     "Make the units that are not there yet."
     missing = [unit for unit in units if not is_complete(run, unit)]
     images = sum(len(unit.jobs) for unit in missing)
-    with tqdm(total=len(missing) * maker.ticks, desc=f"{config.preset}: {images} images",
-              disable=not progress or None) as bar:
+    steps, title = len(missing) * maker.ticks, f"{config.preset}: {images} images"
+    with progress_bar(steps, title, "steps", progress) as bar:
         def make(unit):
             before = bar.n
             batch = maker.make(list(unit.jobs), lambda *_: bar.update())
@@ -198,14 +205,15 @@ def distill(
     config, device = resolve(config), pick_device(config.device)
     run, inputs = RunFolder(Path(config.out)), open_inputs(config)
     check_ipc(config, inputs.data)
-    fingerprints = inputs.fingerprints
+    prints = class_fingerprints(inputs.data, progress)
+    fingerprints = inputs.fingerprints(prints)
     manifest = run.claim(new_manifest(config, inputs.data, inputs.labels, fingerprints))
     units = cut(plan(inputs.data.classes, config.ipc), config.batch_size)
 
     if not all(is_complete(run, unit) for unit in units):
         if inputs.backbone:
             inputs.backbone.to(device)
-        maker, spread = prepare(config, inputs, fingerprints, progress)
+        maker, spread = prepare(config, inputs, prints, progress)
         manifest = run.start({"real_spread": spread} | manifest)
         make_missing(run, units, maker, config, inputs.data, progress)
     done = finish(run, units, manifest)

@@ -161,12 +161,20 @@ class SampledImages:
         "Of a progress bar, for a batch: one for each step."
         return self.config.num_inference_steps
 
-    def generators(self, jobs: list, use: str = "") -> list:
+    def generators(
+        self,
+        jobs: list,  # of `Job`
+        use: str = "",  # what else than the noise; each use has random numbers of its own
+    ) -> list:
         "Make the generator of each image, for its noise or another use."
         return [image_generator(self.config.seed, j.folder, j.k, use) for j in jobs]
 
-    def candidates(self, point: torch.Tensor, job: Job) -> Candidates:
-        "Find the real latents around a prototype (D,)."
+    def candidates(
+        self,
+        point: torch.Tensor,  # (D,) prototype
+        job: Job,
+    ) -> Candidates:
+        "Find the real latents around a prototype."
         latents = self.bank.of_class(job.c)
         members = self.prototypes[job.c].members[job.k]
         try:

@@ -88,7 +88,7 @@ def read_manifest(
 
 # %% ../../nbs/distillation/runs.ipynb #bf728d05
 def shorten_line(
-    text: str,
+    text: str,  # one line
     font,  # of PIL
     width: float,  # pixels
 ) -> str:
@@ -100,7 +100,7 @@ def shorten_line(
 
 
 def break_lines(
-    text: str,
+    text: str,  # words between spaces
     font,  # of PIL
     width: float,  # pixels
     most: int,  # lines
@@ -203,7 +203,10 @@ class RunFolder:
         "The file that describes the run."
         return self.path / "manifest.json"
 
-    def claim(self, wanted: dict) -> dict:  # the manifest, as stored if the run is resumed
+    def claim(
+        self,
+        wanted: dict,  # the manifest of the run that is asked for
+    ) -> dict:  # the manifest, as stored if the run is resumed
         "Make sure that the folder is new, or holds the very run that is asked for."
         advice = "Choose another `--out`."
         if self.path.exists() and not self.path.is_dir():
@@ -280,7 +283,7 @@ def save_unit(
 # %% ../../nbs/distillation/runs.ipynb #a200001a
 def write_text(
     path: Path,
-    text: str,
+    text: str,  # all of the file
 ):
     "Write a text file, whole or not at all."
     with replacing(path) as temporary:

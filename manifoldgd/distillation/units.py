@@ -63,9 +63,9 @@ def cut(
 class Moments:
     "The sums from which a standard deviation follows."
 
-    count: int = 0
-    total: float = 0.
-    squares: float = 0.
+    count: int = 0  # of numbers
+    total: float = 0.  # their sum
+    squares: float = 0.  # the sum of their squares
 
     @staticmethod
     def of(x: torch.Tensor) -> "Moments":

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['BUDGET', 'TINY', 'COLUMNS', 'KEY', 'Bench', 'load_bench', 'expect_same_classes', 'labels_for', 'image_size',
            'default_for', 'in_color', 'choose_protocol', 'explain_protocol', 'Training', 'read_runs', 'run_trainings',
-           'expect_comparable', 'list_trainings', 'student_seed', 'train_on_run', 'train_and_test', 'keep_memory',
-           'student_pool', 'end_with', 'work_of', 'choose_workers', 'kind_of', 'measure_kind', 'total_seconds',
-           'estimate_seconds', 'about', 'say_work', 'say_cost', 'suggest_protocol', 'describe_run', 'made_with',
-           'describe', 'matches', 'read_rows', 'add_row', 'find_row', 'announce', 'evaluate']
+           'expect_comparable', 'list_trainings', 'student_seed', 'train_on_run', 'train_and_test', 'student_pool',
+           'end_with', 'work_of', 'choose_workers', 'kind_of', 'measure_kind', 'total_seconds', 'estimate_seconds',
+           'about', 'say_work', 'say_cost', 'suggest_protocol', 'describe_run', 'made_with', 'describe', 'matches',
+           'read_rows', 'add_row', 'find_row', 'announce', 'evaluate']
 
 # %% ../../nbs/evaluation/accuracy.ipynb #966fae4e
-import ctypes
 import io
 import json
 import os
@@ -37,7 +36,7 @@ from tqdm.auto import tqdm
 from ..config.commands import EvaluateConfig
 from ..config.protocols import PROTOCOLS, Protocol, adapt, default_protocol, shorten
 from ..config.settings import to_dict
-from ..core import git_commit, image_generator, pick_device
+from ..core import free_memory, git_commit, image_generator, keep_memory, pick_device
 from ..data.images import mean_and_std
 from ..data.sources import load_data, source_of
 from ..distillation.runs import Run, read_run
@@ -48,7 +47,6 @@ from manifoldgd.students.cost import (
     Workload,
     arithmetic,
     duration,
-    free_memory,
     how_many_fit,
     measure_pace,
     side_by_side,
@@ -196,7 +194,7 @@ def run_trainings(
     config: EvaluateConfig,
     name: str,  # of the protocol
     channels: int,  # in which students see the images
-    open_bench: Callable = load_bench,
+    open_bench: Callable = load_bench,  # gives the test images
 ) -> list:  # of `Training`
     "List the trainings of one run: every student with every seed."
     named = PROTOCOLS[name]
@@ -299,17 +297,6 @@ def train_and_test(
         "seconds": round(time.perf_counter() - start, 2),
     }
 
-# %% ../../nbs/evaluation/accuracy.ipynb #8d655461
-def keep_memory():
-    "Make glibc keep freed memory for the next operation; elsewhere, do nothing."
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(-8, 1)  # M_ARENA_MAX: all threads share one store of memory
-    mallopt(-4, 0)  # M_MMAP_MAX: no block comes from the system on its own
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing is given back
-
 # %% ../../nbs/evaluation/accuracy.ipynb #5c7caecd
 @contextmanager
 def student_pool(
@@ -334,7 +321,7 @@ def student_pool(
 
 # %% ../../nbs/evaluation/accuracy.ipynb #a7737957
 def end_with(
-    stopped: threading.Event,
+    stopped: threading.Event,  # set: the training is to end
 ) -> Callable:  # for `train_and_test`, as `on_step`
     "Make what ends a training when the evaluation has stopped."
 
@@ -428,7 +415,7 @@ def estimate_seconds(
 
 # %% ../../nbs/evaluation/accuracy.ipynb #9ba3033b
 def about(
-    seconds: float,
+    seconds: float,  # that something takes
 ) -> str:
     "Write a time with two digits, in a unit that suits it."
     units = {"s": 1, "minutes": 60, "hours": 3600, "days": 86400}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LATENT_CHANNELS', 'latent_side', 'new_vae', 'kl_to_normal', 'vae_loss', 'zero', 'new_dit', 'drop_labels',
-           'min_snr_weight', 'dit_loss']
+           'min_snr_weight', 'noise_schedule', 'dit_loss']
 
 # %% ../../nbs/pretraining/models.ipynb #d5efca10
 import torch
@@ -112,6 +112,19 @@ def min_snr_weight(
     "Weight of a step's error: 1 where there is much noise, less where there is little."
     snr = alphas_cumprod / (1 - alphas_cumprod)
     return snr.clamp(max=gamma) / snr
+
+# %% ../../nbs/pretraining/models.ipynb #30f025b2
+def noise_schedule():  # a diffusers scheduler
+    "Make the schedule of a pretraining: 1,000 steps, linear, with fixed variance."
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(
+        beta_start=1e-4,
+        beta_end=.02,
+        beta_schedule="linear",
+        clip_sample=False,
+        variance_type="fixed_small",
+    )
 
 # %% ../../nbs/pretraining/models.ipynb #dfff46d9
 def dit_loss(

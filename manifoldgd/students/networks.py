@@ -57,7 +57,7 @@ def convolution(
     before: int,  # channels of the input
     width: int,  # channels of the output
     kernel: int,  # side of the kernel, odd
-    stride: int = 1,
+    stride: int = 1,  # pixels; 2 halves the size
 ) -> nn.Conv2d:
     "Make a convolution without bias that keeps the size, but for its stride."
     return nn.Conv2d(before, width, kernel, stride, padding=kernel // 2, bias=False)
