@@ -143,7 +143,7 @@ def encode_side_by_side(folder: Path, vae: str) -> dict:
     data, backbone = FolderImages(folder), new_backbone(VAES[vae], 32, IMAGES[0])
     with tempfile.TemporaryDirectory() as cache:
         os.environ["MANIFOLDGD_CACHE"] = cache
-        latent_bank(backbone, data.keep(range(16)), progress=False)
+        encode(backbone.vae, data.images(range(8), 256))
         return used(lambda: latent_bank(backbone, data, progress=False))
 
 

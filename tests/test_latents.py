@@ -155,6 +155,16 @@ def test_what_is_read_can_be_written_to(images):
     assert torch.equal(bank.of_class(0), before)
 
 
+def test_a_class_without_images_has_no_latents(cache):
+    images = array_images([0, 2, 2], "a", "b", "c")
+    for _ in range(2):
+        bank = quiet_bank(images)
+        assert [len(bank.of_class(c)) for c in range(3)] == [1, 0, 2]
+        assert bank.of_class(1).shape == (0, 4, 8, 8)
+        assert bank.latents.shape == (3, 4, 8, 8)
+    assert len(files_of(cache)) == 2
+
+
 def test_a_latent_takes_four_bytes_a_number(cache):
     images = array_images([0] * 500, "a")
     [shard] = quiet_bank(images).shards

@@ -79,6 +79,8 @@ class Shard:
 
     def is_whole(self) -> bool:
         "Tell whether the file is there and holds what it should, by its header."
+        if not self.shape[0]:  # a class without images needs no file
+            return True
         try:
             with safe_open(self.path, framework="pt") as file:
                 latents = file.get_slice("latents")
@@ -89,6 +91,8 @@ class Shard:
 
     def read(self) -> torch.Tensor:  # (n, c, h, w) float32
         "Read the latents."
+        if not self.shape[0]:
+            return torch.empty(self.shape)
         with safe_open(self.path, framework="pt") as file:
             return file.get_tensor("latents").clone()  # off the file, and aligned as torch does
 
