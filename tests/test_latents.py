@@ -366,8 +366,8 @@ def test_this_machine_has_memory():
     assert 1e8 < free_bytes(torch.device("cpu"))
 
 
-def test_half_a_megapixel_at_once():
-    assert [usual_batch_size(s) for s in (8, 90, 256, 724, 4096)] == [64, 64, 8, 1, 1]
+def test_a_quarter_of_a_megapixel_at_once():
+    assert [usual_batch_size(s) for s in (8, 64, 256, 512, 4096)] == [64, 64, 4, 1, 1]
 
 
 # Crops

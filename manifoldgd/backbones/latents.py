@@ -161,8 +161,8 @@ def batches_of(
 def usual_batch_size(
     image_size: int,  # height and width
 ) -> int:
-    "Say how many images make half a megapixel."
-    return min(64, max(1, 2**19 // image_size**2))
+    "Say how many images make a quarter of a megapixel."
+    return min(64, max(1, 2**18 // image_size**2))
 
 # %% ../../nbs/backbones/latents.ipynb #e735b705
 @dataclass
@@ -270,7 +270,7 @@ def latent_bank(
     backbone: Backbone,
     data: ImageData,
     prints: list = None,  # `class_fingerprints` of the data, if they are known already
-    batch_size: int = None,  # images encoded at once, by default half a megapixel
+    batch_size: int = None,  # images encoded at once, by default a quarter megapixel
     progress: bool = True,  # show a progress bar
     workers: int = None,  # threads, by default one per core
 ) -> ShardedBank:
