@@ -6,14 +6,17 @@ PAGES  ?=
 BIN    := $(VENV)/bin
 SETUP  := settings.ini setup.py pyproject.toml
 .DEFAULT_GOAL := help
-.PHONY: help demo test refresh readme clean
+.PHONY: help demo test refresh readme docs docs-check notebooks clean
 
 help:  ## list what make can do
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
-	@echo 'Options: VENV=folder  PYTHON=interpreter  SLOW=1 (with test and refresh: the slow cells too)  PAGES="nbs/20_tree.ipynb ..."'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@echo 'Options:'
+	@echo '  VENV=folder  PYTHON=interpreter     where to install, and with which Python'
+	@echo '  SLOW=1                              with test and refresh: the slow cells too'
+	@echo '  PAGES="nbs/prototypes/tree.ipynb"   with refresh: these pages, not all'
 
-demo: $(VENV)/installed  ## install, then distil the embedded digits five ways, train students on each, and print the table
-	$(BIN)/python tools/demo.py
+demo: $(VENV)/installed  ## install, distil the embedded digits five ways, train students on each
+	$(BIN)/python experiments/demo.py
 
 test: $(VENV)/installed-dev  ## install for development, then run every page and test
 	OMP_NUM_THREADS=1 SLOW=$(SLOW) $(BIN)/python -m pytest tests
@@ -25,9 +28,18 @@ refresh: $(VENV)/installed-dev  ## run the pages in place and store their output
 readme: $(VENV)/installed-dev  ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/pages.py readme
 
+docs: $(VENV)/installed-dev  ## build the docs site in _docs/; this needs Quarto
+	$(BIN)/python tools/docs.py build
+
+docs-check: $(VENV)/installed-dev  ## look at the pages of the docs site without building it
+	$(BIN)/python tools/docs.py check
+
+notebooks: $(VENV)/installed-dev  ## open the pages in Jupyter
+	$(BIN)/jupyter lab nbs/index.ipynb
+
 clean:  ## remove what was built, but neither the environment nor the runs
 	rm -rf _proc _docs build dist *.egg-info .pytest_cache
-	find manifoldgd tests tools nbs -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	find manifoldgd tests tools experiments nbs -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "manifoldgd needs Python 3.10 or newer, but $(PYTHON) is " + sys.version.split()[0] + ". Choose another: make PYTHON=python3.12 ...")'

@@ -5,19 +5,55 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-here = Path(__file__).parent
-config = ConfigParser(delimiters=['='])
-config.read(here/'settings.ini', encoding='utf-8')
-cfg = config['DEFAULT']
-classifiers = ['Development Status :: 3 - Alpha', f'Intended Audience :: {cfg["audience"]}', f'Natural Language :: {cfg["language"]}']
-classifiers += [f'Programming Language :: Python :: 3.{minor}' for minor in range(int(cfg['min_python'].split('.')[1]), 14)]
+HERE = Path(__file__).parent
+NEWEST_PYTHON = 13  # the minor version that the workflow tests last
 
+
+def read_settings():
+    "Read `settings.ini` as nbdev does."
+    config = ConfigParser(delimiters=["="])
+    config.read(HERE / "settings.ini", encoding="utf-8")
+    return config["DEFAULT"]
+
+
+def classifiers(settings):
+    "List what a package index sorts by."
+    oldest_python = int(settings["min_python"].split(".")[1])
+    minors = range(oldest_python, NEWEST_PYTHON + 1)
+    return [
+        "Development Status :: 3 - Alpha",
+        f"Intended Audience :: {settings['audience']}",
+        f"Natural Language :: {settings['language']}",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in minors),
+    ]
+
+
+def extras(settings):
+    "List what is needed for some formats only, and for development, which needs it all."
+    needed = {name: shlex.split(settings[f"{name}_requirements"]) for name in ("hf", "dev")}
+    return needed | {"dev": needed["dev"] + needed["hf"]}
+
+
+settings = read_settings()
 setup(
-    name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], author=cfg['author'], keywords=cfg['keywords'],
-    long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    license_expression='Apache-2.0', license_files=['LICENSE'], classifiers=classifiers, python_requires=f'>={cfg["min_python"]}',
-    packages=find_packages(include=['manifoldgd', 'manifoldgd.*']), zip_safe=False,
-    package_data={'manifoldgd': ['weights/**/*', 'tables/*', 'templates/*']},
-    install_requires=shlex.split(cfg['requirements']), extras_require={'dev': shlex.split(cfg['dev_requirements'])},
-    entry_points={'console_scripts': shlex.split(cfg['console_scripts']), 'nbdev': ['manifoldgd=manifoldgd._modidx:d']},
+    name=settings["lib_name"],
+    version=settings["version"],
+    description=settings["description"],
+    author=settings["author"],
+    keywords=settings["keywords"],
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=classifiers(settings),
+    python_requires=f">={settings['min_python']}",
+    packages=find_packages(include=["manifoldgd", "manifoldgd.*"]),
+    package_data={"manifoldgd": ["weights/**/*", "tables/*", "templates/*"]},
+    zip_safe=False,
+    install_requires=shlex.split(settings["requirements"]),
+    extras_require=extras(settings),
+    entry_points={
+        "console_scripts": shlex.split(settings["console_scripts"]),
+        "nbdev": ["manifoldgd=manifoldgd._modidx:d"],
+    },
 )

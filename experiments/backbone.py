@@ -24,6 +24,7 @@ from manifoldgd.config.protocols import PROTOCOLS
 from manifoldgd.core import image_generator, packaged, replacing
 from manifoldgd.data.images import ImageData
 from manifoldgd.data.sources import load_data
+from manifoldgd.pretraining.budget import with_defaults
 from manifoldgd.pretraining.training import model_card
 from manifoldgd.sampling.pipeline import ManifoldGDPipeline
 from manifoldgd.sampling.schedulers import make_scheduler
@@ -99,7 +100,7 @@ def write_card(path: Path, train: ImageData, rows: list):
     figures = {}
     for row in rows:
         figures[f"{row['figure']} (n = {row['n']}, seed {row['seed']})"] = row["value"]
-    config = PretrainConfig(data="digits", out="-", channels=1)
+    config = with_defaults(PretrainConfig(data="digits", out="-", channels=1))
     with replacing(path) as temporary:
         temporary.write_text(model_card(config, train, figures, LICENCE), encoding="utf8")
 

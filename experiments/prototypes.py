@@ -27,7 +27,7 @@ from manifoldgd.core import image_generator
 from manifoldgd.data.images import ImageData
 from manifoldgd.data.sources import digits_data
 from manifoldgd.distillation.makers import make_maker, points_of
-from manifoldgd.distillation.runs import plan
+from manifoldgd.distillation.units import plan
 from manifoldgd.prototypes.selection import METHODS, pool_latents, principal_axes, select_prototypes
 from manifoldgd.students.training import top1, train_student
 

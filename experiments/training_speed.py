@@ -23,7 +23,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from ledger import Ledger, new_parser, provenance
 from manifoldgd.config.protocols import PROTOCOLS
-from manifoldgd.evaluation.accuracy import keep_memory
+from manifoldgd.core import keep_memory
 from manifoldgd.students.networks import ConvNet
 from manifoldgd.students.training import STUDENTS, train_student
 from manifoldgd.students.views import color_jitter, random_flip, random_resized_crop

@@ -1,40 +1,45 @@
 """Training-free dataset distillation with manifold-guided diffusion.
 
 The public names are found on first use, so `import manifoldgd` loads neither torch nor diffusers.
-No name here is the name of a module: importing `manifoldgd.distillation` can then never hide the function `manifoldgd.distill`.
+No name here is the name of a module or of a subpackage: importing `manifoldgd.distillation` can
+then never hide the function `manifoldgd.distill`.
 """
 __version__ = "0.1.0"
 
 from importlib import import_module
 
 _HOMES = {
-    'DistillConfig': 'config.presets',
-    'EvaluateConfig': 'config.commands',
-    'PretrainConfig': 'config.commands',
-    'bisect_tree': 'prototypes.tree',
-    'select_prototypes': 'prototypes.selection',
-    'TangentSpace': 'geometry.tangent',
-    'fit_tangent': 'geometry.tangent',
-    'NoGuidance': 'guidance.guidance',
-    'ModeGuidance': 'guidance.mode',
-    'ManifoldGuidance': 'guidance.manifold',
-    'ReleasedGuidance': 'guidance.released',
-    'sample': 'sampling.loop',
-    'ManifoldGDPipeline': 'sampling.pipeline',
-    'expected_shift': 'sampling.trace',
-    'distill': 'distillation.distill',
-    'evaluate': 'evaluation.accuracy',
-    'summarize': 'evaluation.comparison',
-    'pretrain': 'pretraining.training',
+    "DistillConfig": "config.presets",
+    "EvaluateConfig": "config.commands",
+    "PretrainConfig": "config.commands",
+    "bisect_tree": "prototypes.tree",
+    "select_prototypes": "prototypes.selection",
+    "TangentSpace": "geometry.tangent",
+    "fit_tangent": "geometry.tangent",
+    "NoGuidance": "guidance.guidance",
+    "ModeGuidance": "guidance.mode",
+    "ManifoldGuidance": "guidance.manifold",
+    "ReleasedGuidance": "guidance.released",
+    "sample": "sampling.loop",
+    "ManifoldGDPipeline": "sampling.pipeline",
+    "expected_shift": "sampling.trace",
+    "distill": "distillation.distill",
+    "evaluate": "evaluation.accuracy",
+    "summarize": "evaluation.comparison",
+    "pretrain": "pretraining.training",
 }
 __all__ = list(_HOMES)
 
 
 def __getattr__(name):
     "Import the module of a public name when the name is first asked for."
-    if name not in _HOMES: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value = getattr(import_module(f'{__name__}.{_HOMES[name]}'), name)
-    return value
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = import_module(f"{__name__}.{_HOMES[name]}")
+    globals()[name] = getattr(home, name)
+    return globals()[name]
 
 
-def __dir__(): return sorted({*globals(), *_HOMES})
+def __dir__():
+    "List the public names too, before they are imported."
+    return sorted({*globals(), *_HOMES})

@@ -1,15 +1,14 @@
-"""What the backbone pages refuse, and what a bank keeps."""
+"""What the page of backbones refuses, and where the cache is."""
 import json
 
-import numpy as np
 import pytest
-import torch
 
 from manifoldgd.backbones.backbone import load_backbone, match_labels, tiny_backbone
-from manifoldgd.backbones.latents import cache_folder, encode, latent_bank
-from manifoldgd.data.classes import ImageClass
-from manifoldgd.data.images import ArrayImages
+from manifoldgd.core import cache_folder
+from manifoldgd.data.classes import ImageClass, backbone_names, imagenet_labels, imagenet_names
+from manifoldgd.data.named import find_named, named_classes
 from manifoldgd.errors import InputError
+from manifoldgd.sampling.pipeline import label_numbers
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +29,11 @@ def saved(tmp_path):
     return folder
 
 
-@pytest.fixture
-def images():
-    "Ten small gray images of two classes."
-    arrays = np.random.default_rng(0).integers(0, 256, (10, 20, 20), dtype=np.uint8)
-    return ArrayImages(arrays, [0, 1] * 5, classes_of("a", "b"), "small")
+def tiny_backbone_of_imagenet():
+    "A tiny backbone that knows ImageNet's classes by their names."
+    backbone = tiny_backbone(n_classes=1000)
+    backbone.id2label = {imagenet_labels()[wnid]: name for wnid, name in imagenet_names().items()}
+    return backbone
 
 
 def classes_of(*folders):
@@ -93,7 +92,7 @@ def test_the_fingerprint_of_the_embedded_backbone_is_known():
 @pytest.mark.parametrize("folders, message", [
     (["dog"], r"class of the backbone \(0, 1, 2\), but dog is not\. Rename the folders"),
     (["1", "dog", "cat"], "but dog, cat is not"),
-    (["p", "q", "r", "s", "t", "u"], "but p, q, r, s, t is not"),
+    (["p", "q", "r", "s", "t", "u"], r"but p, q, r, s, t, \.\.\. is not"),
     (["n01440764"], "but n01440764 is not"),
     (["0", "1", "0"], "a class of its own, but 0, 0 mean the same class"),
 ])
@@ -106,6 +105,57 @@ def test_a_folder_and_a_name_may_mean_one_class():
     classes = [ImageClass("one_1", "1"), ImageClass("1", "1")]
     with pytest.raises(InputError, match="but one_1, 1 mean the same class"):
         match_labels(classes, tiny_backbone())
+
+
+@pytest.mark.parametrize("folder, meant", [
+    ("crane", r"134 \(crane, n02012849\) or 517 \(crane, n03126707\)"),
+    ("maillot", r"638 \(maillot, n03710637\) or 639 \(maillot, tank suit, n03710721\)"),
+    ("panda", r"387 \(lesser panda.*\) or 388 \(giant panda.*\)"),
+])
+def test_a_name_of_two_classes_is_refused_and_both_are_named(folder, meant):
+    with pytest.raises(InputError, match=f"Expected '{folder}' to mean one class, .* {meant}"):
+        match_labels(classes_of(folder), tiny_backbone_of_imagenet())
+
+
+def test_an_id_decides_between_classes_of_one_name():
+    imagenet = tiny_backbone_of_imagenet()
+    cranes = [ImageClass("n02012849", "crane"), ImageClass("n03126707", "crane")]
+    assert match_labels(cranes, imagenet) == [134, 517]
+    assert match_labels([ImageClass("bird", "crane", wnid="n02012849")], imagenet) == [134]
+
+
+def test_an_id_that_is_no_class_of_the_name_does_not_decide():
+    tench = ImageClass("fish", "crane", wnid="n01440764")
+    with pytest.raises(InputError, match="Expected 'crane' to mean one class"):
+        match_labels([tench], tiny_backbone_of_imagenet())
+
+
+def test_synonyms_lead_to_a_class():
+    imagenet = tiny_backbone_of_imagenet()
+    assert match_labels(classes_of("Tinca tinca", "tench, Tinca tinca")[:1], imagenet) == [0]
+    assert match_labels([ImageClass("glasses", "shades, sunglasses")], imagenet) == [837]
+    with pytest.raises(InputError, match="but tench, tench, Tinca tinca mean the same class"):
+        match_labels(classes_of("tench", "tench, Tinca tinca"), imagenet)
+
+
+def test_the_nearest_name_is_offered():
+    with pytest.raises(InputError, match="but Tench is not. Did you mean 'tench'"):
+        match_labels(classes_of("Tench"), tiny_backbone_of_imagenet())
+
+
+@pytest.mark.parametrize("spec", ["imagenette", "imagewoof", "imagenet100", "tiny-imagenet"])
+def test_every_named_subset_of_imagenet_is_found_by_its_backbone(spec):
+    labels = match_labels(named_classes(find_named(spec)), tiny_backbone_of_imagenet())
+    wnids = list(imagenet_labels())
+    assert [wnids[label] for label in labels] == [c.wnid for c in named_classes(find_named(spec))]
+
+
+def test_the_pipeline_and_the_match_agree_on_every_class():
+    imagenet = tiny_backbone_of_imagenet()
+    names = backbone_names(imagenet.id2label, 1000)
+    assert label_numbers(list(imagenet_labels()), names, 1000) == list(range(1000))
+    with pytest.raises(InputError, match=r"may be 134 \(crane.* or 517 \(crane"):
+        label_numbers(["crane"], names, 1000)
 
 
 def test_a_list_of_many_classes_is_cut():
@@ -130,53 +180,21 @@ def test_the_folder_goes_before_the_name_and_the_name_before_the_id():
     assert match_labels([ImageClass("n01440764", "tench")], backbone) == [0]
 
 
-def test_a_bank_does_not_depend_on_the_batch_size(images, cache):
-    tiny = tiny_backbone()
-    whole = latent_bank(tiny, images, batch_size=10, progress=False)
-    for file in cache.iterdir():
-        file.unlink()
-    parts = latent_bank(tiny, images, batch_size=3, progress=False)
-    assert torch.allclose(whole.latents, parts.latents, atol=1e-5)
-    assert torch.equal(whole.labels, images.labels)
-
-
-def test_a_bank_is_float32_whatever_the_vae_computes_in(images):
-    tiny = tiny_backbone()
-    tiny.vae.to(torch.bfloat16)
-    bank = latent_bank(tiny, images, progress=False)
-    assert bank.latents.dtype == torch.float32
-    single = encode(tiny_backbone().vae, images.images(size=16))
-    assert torch.allclose(bank.latents, single, atol=.05)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_latent_that_is_no_number_is_named_and_not_stored(images, cache, bad, monkeypatch):
-    tiny = tiny_backbone()
-    read = images.images
-
-    def damaged(indices, *args):
-        pixels = read(indices, *args)
-        pixels[indices % 5 == 2] = bad
-        return pixels
-
-    monkeypatch.setattr(images, "images", damaged)
-    message = "for 2 of 10 images, the first of them number 2, of class 'a'"
-    with pytest.raises(InputError, match=message):
-        latent_bank(tiny, images, progress=False)
-    assert not cache.exists()
-
-
-def test_a_stopped_encoding_leaves_no_file(images, cache, monkeypatch):
-    def stop(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(images, "images", stop)
-    with pytest.raises(KeyboardInterrupt):
-        latent_bank(tiny_backbone(), images, progress=False)
-    assert not cache.exists()
-
-
 def test_the_cache_is_in_the_home_by_default(monkeypatch):
     monkeypatch.setenv("HOME", "/nonexistent")
     monkeypatch.delenv("MANIFOLDGD_CACHE")
     assert cache_folder().as_posix() == "/nonexistent/.cache/manifoldgd"
+
+
+def test_an_unreachable_hub_is_called_unreachable(monkeypatch, tmp_path):
+    asked = []
+
+    def silent(name, kind):
+        asked.append((name, kind))
+        return "no answer within 8 s"
+
+    monkeypatch.setattr("manifoldgd.backbones.backbone.ask_hub", silent)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(InputError, match="unreachable .no answer within 8 s., and there is no"):
+        load_backbone("nobody/no-such-backbone")
+    assert asked == [("nobody/no-such-backbone", "model")]

@@ -1,11 +1,12 @@
 """Settings that cannot be used are refused in one line, before any work is done."""
+import json
 import math
 
 import pytest
 
 from manifoldgd.config.presets import PRESETS, DistillConfig, resolve
-from manifoldgd.config.protocols import PROTOCOLS, adapt
-from manifoldgd.config.settings import from_dict
+from manifoldgd.config.protocols import PROTOCOLS, adapt, default_protocol, shorten
+from manifoldgd.config.settings import from_dict, to_dict
 from manifoldgd.errors import InputError
 
 MODE = {"preset": "mgd"}
@@ -31,7 +32,7 @@ RELEASED = {"preset": "released"}
     ({"anneal_steps": 0}, "at least 1, but got 0. It may also be 'all'"),
     ({"cfg_channels": 0}, "at least 1, but got 0. It may also be 'all'"),
     ({"space": "xt", "kernel": "imq"}, "`kernel` to be 'rbf' with `space='xt'`"),
-    ({"apply": "mean"}, "`scheduler` to be 'ddpm' with `apply='mean'`"),
+    ({"apply": "mean", "scheduler": "ddim"}, "`scheduler` to be 'ddpm' with `apply='mean'`"),
     ({"prototypes": "none"}, "`prototypes` to be chosen for `guidance='manifold'`"),
     ({"preset": "decoded", "prototypes": "none"}, "to be chosen for `images='decode'`"),
     (MODE | {"n_neighbors": 20}, "`n_neighbors` not to be given with `guidance='mode'`"),
@@ -51,7 +52,8 @@ def test_settings_that_cannot_be_used(settings, words):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_resolves_to_itself(preset):
     resolved = resolve(DistillConfig(preset=preset))
-    assert None not in vars(resolved).values()
+    left = {name for name, value in vars(resolved).items() if value is None}
+    assert left == {"named", "classes", "image_column", "label_column"}  # not the method's
     assert resolve(resolved) == resolved
 
 
@@ -68,3 +70,45 @@ def test_a_manifest_with_a_word_that_is_none():
 def test_a_student_that_does_not_exist():
     with pytest.raises(InputError, match="but got 'VGG'"):
         adapt(PROTOCOLS["hard-label-256"], 10, 3, "VGG")
+
+
+SMALL = {
+    "student": "ConvNet",
+    "width": 128,
+    "cutmix": .5,
+    "flip": True,
+    "epochs": [[None, 1000]],
+}
+SMALL_32 = SMALL | {"depth": 3, "image_size": 32, "pad": 4, "cutout": 16}
+SMALL_64 = SMALL | {"depth": 4, "image_size": 64, "pad": 8, "cutout": 32}
+QUICK = {"epochs": [[None, 300]]}
+
+
+@pytest.mark.parametrize("name, fields", [
+    ("hard-label-32", SMALL_32),
+    ("hard-label-32-quick", SMALL_32 | QUICK),
+    ("hard-label-64", SMALL_64),
+    ("hard-label-64-quick", SMALL_64 | QUICK),
+])
+def test_the_protocols_of_small_images(name, fields):
+    """What differs from the optimizer and the schedule that all of them share.
+
+    Rows of results hold this text: if it changed, trainings that are done would be done again."""
+    text = shorten(to_dict(PROTOCOLS[name]))
+    assert json.loads(text) == fields
+    protocol = PROTOCOLS[name]
+    assert (protocol.learning_rate, protocol.momentum, protocol.weight_decay) == (.01, .9, 5e-4)
+    assert (protocol.batch_size, protocol.decay) == (64, .2)
+    assert protocol.milestones == (2 / 3, 5 / 6)
+
+
+@pytest.mark.parametrize("data, size, name", [
+    ("digits", 32, "digits-quick"),
+    ("DIR", 16, "hard-label-32"),
+    ("DIR", 32, "hard-label-32"),
+    ("DIR", 33, "hard-label-64"),
+    ("DIR", 64, "hard-label-64"),
+    ("DIR", 65, "hard-label-256"),
+])
+def test_the_protocol_of_a_size(data, size, name):
+    assert default_protocol(data, size) == name

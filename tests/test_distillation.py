@@ -81,10 +81,28 @@ def test_an_unreadable_image_leaves_nothing_behind(lab):
     broken = folder / "data" / "2" / "00.png"
     saved = broken.read_bytes()
     broken.write_bytes(b"no image")
-    with pytest.raises(InputError, match="2/00.png to be an image"):
-        run("mended")
+    with pytest.raises(InputError, match=r"1 of 15 training images of data cannot .*: 2/00.png"):
+        run("mended", strict=True)
     broken.write_bytes(saved)
-    assert contents(run("mended") / "images") == whole
+    assert contents(run("mended", strict=True) / "images") == whole
+
+
+def test_a_damaged_image_is_left_out_and_listed(lab):
+    folder, run = lab
+    broken = folder / "data" / "2" / "00.png"
+    saved = broken.read_bytes()
+    broken.write_bytes(saved[:60])
+    with pytest.warns(UserWarning, match="1 of 15 training images of data cannot be read"):
+        made = contents(run("skipping") / "images")
+    manifest = json.loads((folder / "skipping" / "manifest.json").read_text())
+    assert [entry["file"] for entry in manifest["skipped"]] == ["2/00.png"]
+    assert manifest["skipped"][0]["reason"]
+
+    broken.unlink()
+    assert contents(run("without") / "images") == made
+    manifest = json.loads((folder / "without" / "manifest.json").read_text())
+    assert manifest["skipped"] == []
+    broken.write_bytes(saved)
 
 
 def test_where_the_data_stand_does_not_matter(lab):
@@ -96,7 +114,7 @@ def test_where_the_data_stand_does_not_matter(lab):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"ipc": 6}, "5 in '0', but got 6"),
+    ({"ipc": 6}, r"fewer in 0 \(5\), 1 \(5\), 2 \(5\)\. Lower .* with `--classes`"),
     ({"num_inference_steps": 0}, "`num_inference_steps` to be between 1 and 1000"),
 ])
 def test_what_cannot_be_done_is_not_begun(lab, changes, words):

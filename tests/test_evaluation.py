@@ -4,22 +4,29 @@ compared."""
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import SLOW
+from PIL import Image
 
 from manifoldgd.config.commands import EvaluateConfig
 from manifoldgd.config.presets import DistillConfig, resolve
+from manifoldgd.config.protocols import PROTOCOLS
 from manifoldgd.config.settings import to_dict
 from manifoldgd.core import to_pil
+from manifoldgd.distillation.distill import distill
 from manifoldgd.distillation.runs import read_run
 from manifoldgd.errors import InputError
 from manifoldgd.evaluation import accuracy
 from manifoldgd.evaluation.comparison import summarize
 from manifoldgd.evaluation.tables import put_row, read_table
+from manifoldgd.students.cost import Pace, measure_pace
 
 COLUMNS = {"run": str, "seed": int, "top1": float}
 
@@ -111,6 +118,23 @@ def evaluate(monkeypatch, tmp_path):
     return evaluate
 
 
+@pytest.fixture
+def done(monkeypatch, tmp_path, capsys):
+    "Evaluate without training anything: the rows, and what is printed."
+
+    def train_and_test(training, device, best, on_look):
+        return {"top1_last": 50.0, "top1_best": float("nan"), "seconds": 1.0}
+
+    def done(*runs, **settings):
+        out = str(tmp_path / "results.csv")
+        config = EvaluateConfig(runs, **{"out": out, "device": "cpu"} | settings)
+        rows = accuracy.evaluate(config)
+        return rows, capsys.readouterr().out
+
+    monkeypatch.setattr(accuracy, "train_and_test", train_and_test)
+    return done
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -125,6 +149,11 @@ def evaluate(monkeypatch, tmp_path):
 def test_wrong_settings(evaluate, run, settings, message):
     with pytest.raises(InputError, match=message):
         evaluate(run, **settings)
+
+
+def list_trainings(*runs, **settings):
+    "The trainings of an evaluation."
+    return accuracy.list_trainings(EvaluateConfig(runs, **settings))
 
 
 def test_no_runs(evaluate):
@@ -144,16 +173,68 @@ def test_two_datasets(evaluate, run, tmp_path):
         evaluate(run, other, protocol="plain-32")
 
 
-def test_two_protocols(evaluate, tmp_path):
-    "The images of one run are small, those of the other large."
+def resize(run, size, mode="L"):
+    "Replace the images of a run by blank ones of another size."
+    for path in Path(run).glob("images/*/*.png"):
+        Image.new(mode, size).save(path)
+    return run
+
+
+@pytest.mark.parametrize(
+    "sizes, protocol, line",
+    [
+        (((32, 32), (500, 375)), "hard-label-32", "(32 pixels in {0}); those of {1} have 375"),
+        (((500, 375), (32, 32)), "hard-label-32", "(32 pixels in {1}); those of {0} have 375"),
+        (((65, 80), (64, 64)), "hard-label-64", "(64 pixels in {1}); those of {0} have 65"),
+        (((70, 70), (500, 375)), "hard-label-256", "hard-label-256, the default for these data"),
+        (((33, 33), (64, 64)), "hard-label-64", "hard-label-64, the default for these data"),
+    ],
+)
+def test_runs_of_two_sizes_have_one_protocol(done, tmp_path, sizes, protocol, line):
+    "Made by a backbone or copied from photographs: the smallest images decide, and a line says so."
     data = make_data(tmp_path / "photos", "0123456789")
+    runs = [make_run(tmp_path / name, data=data, seed=i) for i, name in enumerate("ab")]
+    for run, size in zip(runs, sizes):
+        resize(run, size)
+    rows, printed = done(*runs)
+    assert rows.protocol.unique().tolist() == [protocol]
+    assert line.format(*runs) in printed
+    assert len(rows) == 4
+
+
+def test_the_baseline_has_a_say_in_the_protocol(done, tmp_path):
+    data = make_data(tmp_path / "photos", "0123456789")
+    large = resize(make_run(tmp_path / "large", data=data, seed=1), (80, 80))
     small = make_run(tmp_path / "small", data=data)
-    large = make_run(tmp_path / "large", data=data, seed=1)
-    for path in Path(large).glob("images/*/*.png"):
-        to_pil(torch.zeros(1, 1, 65, 65))[0].save(path)
-    message = "the data suggest hard-label-256 and hard-label-32. Choose one with `--protocol`"
-    with pytest.raises(InputError, match=message):
-        evaluate(small, large)
+    rows, _ = done(large, baseline=small)
+    assert rows.protocol.unique().tolist() == ["hard-label-32"]
+
+
+def test_one_gray_photograph_makes_no_gray_student(run, tmp_path):
+    "Among colored images the first may be gray: students see colors all the same."
+    data = make_data(tmp_path / "photos", "0123456789")
+    colored = resize(make_run(tmp_path / "colored", data=data), (32, 32), "RGB")
+    Image.new("L", (32, 32)).save(Path(colored) / "images/0/00000.png")
+    gray = make_run(tmp_path / "gray", data=data, seed=1)
+    trainings = accuracy.list_trainings(EvaluateConfig((gray, colored), seeds=1))
+    assert [t.bench.images.shape[1] for t in trainings] == [3, 3]
+    trainings = accuracy.list_trainings(EvaluateConfig((gray,), seeds=1))
+    assert trainings[0].bench.images.shape[1] == 1
+
+
+def test_runs_of_some_classes_are_tested_on_these(tmp_path):
+    config = DistillConfig(preset="random", ipc=1, classes="3,8", out=str(tmp_path / "run"))
+    run = str(distill(config, progress=False))
+    training = accuracy.list_trainings(EvaluateConfig((run,), seeds=1))[0]
+    assert set(training.bench.classes) == {"3", "8"}
+    assert training.protocol.name == "ConvNet-3"
+
+
+def test_photographs_under_the_colors_of_imagenet_are_not_measured(monkeypatch, run):
+    "A look at a million training images would be a look for nothing."
+    monkeypatch.setattr(accuracy, "mean_and_std", lambda *_: pytest.fail("they were measured"))
+    training = accuracy.list_trainings(EvaluateConfig((run,), protocol="hard-label-256"))[0]
+    assert training.bench.mean_std is None
 
 
 def test_two_runs_that_agree_in_settings_and_seed(evaluate, run, tmp_path):
@@ -172,7 +253,117 @@ def test_photographs_under_the_protocol_of_the_demonstration(evaluate, tmp_path)
     message = "is in color. Choose another `--protocol`, such as hard-label-32"
     with pytest.raises(InputError, match=message):
         evaluate(colored, protocol="digits-quick")
-    assert accuracy.choose_protocol(read_run(colored), "plain-32") == ("plain-32", 3)
+    assert accuracy.choose_protocol([read_run(colored)], "plain-32") == ("plain-32", 3)
+
+
+# What an evaluation costs
+
+
+@pytest.fixture
+def pace(monkeypatch):
+    "A machine that trains an image in 1 ms and tests one in .1 ms."
+    asked = []
+
+    def measure_pace(work, device, budget):
+        asked.append((work, budget))
+        return Pace(1e-3, 1e-4)
+
+    monkeypatch.setattr(accuracy, "measure_pace", measure_pace)
+    return asked
+
+
+def test_the_cost_is_said_before_it_begins(done, pace, run, tmp_path):
+    "1000 epochs of 10 images at 1 ms, one look at 450 at .1 ms: 10 s; six in pairs: half a minute."
+    other = make_run(tmp_path / "other", seed=1)
+    settings = {"protocol": "hard-label-32", "seeds": 3, "workers": 2}
+    _, printed = done(run, other, **settings)
+    assert "Students to train: 6" in printed
+    assert "6 x ConvNet-3: 1000 epochs of 10 images of 32 x 32 pixels, one look at 450" in printed
+    assert "2 at a time, each with about 0.1 GB of memory: about 30 s in all." in printed
+    assert len(pace) == 2  # both threads measured, at once
+    _, printed = done(run, other, **settings)
+    assert "Students to train" not in printed  # all rows are there
+
+
+def test_looks_are_counted(done, pace, run):
+    "1000 epochs of 10 images, and 101 looks at 450: 10 s and 4.5 s."
+    _, printed = done(run, protocol="hard-label-32", seeds=1, best=True, workers=1)
+    assert "101 looks at 450 test images" in printed
+    assert "about 15 s in all." in printed
+
+
+def test_several_kinds_share_the_time_for_measuring(done, pace, run):
+    students = ("ConvNet-3", "ConvNet-4")
+    done(run, protocol="hard-label-32", students=students, workers=1)
+    assert [work.protocol.name for work, _ in pace] == list(students)
+    assert sum(budget for _, budget in pace) == pytest.approx(accuracy.BUDGET)
+
+
+def test_a_short_evaluation_is_not_measured(done, pace, run):
+    _, printed = done(run, seeds=1)  # under digits-quick: some seconds
+    assert not pace
+    assert "One at a time, each with about 0.1 GB of memory." in printed
+
+
+def test_nothing_is_said_or_measured_without_progress(done, pace, run, capsys, tmp_path):
+    config = EvaluateConfig((run,), protocol="hard-label-32", out=str(tmp_path / "own.csv"))
+    accuracy.evaluate(config, progress=False)
+    assert capsys.readouterr().out == ""
+    assert not pace
+
+
+@pytest.mark.parametrize(
+    "size, protocol, suggested",
+    [
+        ((500, 375), None, "hard-label-64-quick"),
+        ((32, 32), "hard-label-256", "hard-label-32-quick"),
+    ],
+)
+def test_a_protocol_that_suits_a_cpu(done, pace, tmp_path, size, protocol, suggested):
+    data = make_data(tmp_path / "photos", "0123456789")
+    run = resize(make_run(tmp_path / "run", data=data), size, "RGB")
+    _, printed = done(run, protocol=protocol)
+    assert f"`--protocol {suggested}` fits these images and needs 1/" in printed
+    _, printed = done(run, protocol="hard-label-64")
+    assert "fits these images" not in printed
+
+
+def test_workers_are_as_many_as_fit_into_the_memory(monkeypatch, run):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    each = 2.5e9  # about, of a student under hard-label-256 at IPC 1
+    trainings = list_trainings(run, protocol="hard-label-256", seeds=20)
+    works = [accuracy.work_of(training, False) for training in trainings]
+    cpu = torch.device("cpu")
+    assert accuracy.choose_workers(works, cpu, free=int(40 * each)) == 8
+    assert accuracy.choose_workers(works, cpu, free=int(4 * each)) == 3
+    with pytest.warns(UserWarning, match="need about 2.5 GB of memory, and 2.0 GB are free"):
+        assert accuracy.choose_workers(works, cpu, free=int(.8 * each)) == 1
+    with pytest.warns(UserWarning, match="need about 10.1 GB .* fewer `--workers` or another"):
+        assert accuracy.choose_workers(works, cpu, 4, free=int(3 * each)) == 4
+    assert accuracy.choose_workers(works[:2], cpu, free=int(40 * each)) == 2
+
+
+def test_an_evaluation_that_does_not_fit_begins_alone(monkeypatch, done, pace, run):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    monkeypatch.setattr(accuracy, "free_memory", lambda: 2 * 10 ** 8)
+    _, printed = done(run, protocol="hard-label-32", seeds=4)
+    assert "One at a time" in printed
+
+
+@pytest.mark.skipif(not SLOW, reason="trains for some seconds")
+def test_an_estimate_is_within_a_factor_of_two(run):
+    "In CPU time, which other processes do not change."
+    protocol = replace(PROTOCOLS["hard-label-32"], epochs=((None, 30),))
+    with patch.dict(PROTOCOLS, {"short": protocol}):
+        training = list_trainings(run, protocol="short", seeds=1)[0]
+    cpu = torch.device("cpu")
+    work = accuracy.work_of(training, False)
+    with accuracy.student_pool(cpu, 1) as (pool, _):
+        pace = pool.submit(measure_pace, work, cpu, 2.0, time.process_time).result()
+        before = time.process_time()
+        pool.submit(accuracy.train_and_test, training, cpu).result()
+        took = time.process_time() - before
+    assert took / 2 < accuracy.total_seconds([work], {accuracy.kind_of(work): pace}, 1) < took * 2
 
 
 def test_another_table_is_left_alone(evaluate, run, tmp_path):

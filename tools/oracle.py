@@ -3,9 +3,10 @@
     python tools/oracle.py freeze FILE      write the hashes of this code's results
     python tools/oracle.py compare FILE     make them again, and say which differ
 
-Images of every preset on the digits (1 and 4 per class, seed 0), two runs under other samplers, the traces, the weights of one
-tiny pretraining, and the rows of one evaluation and one measurement without their seconds and commit. SHA-256 of floats holds on
-one machine with one set of libraries only; what is worth keeping beyond this change is a test with a tolerance.
+Images of every preset on the digits (1 and 4 per class, seed 0), runs under other samplers and
+settings, the traces, the weights of one tiny pretraining, and the rows of one evaluation and one
+measurement without their seconds and commit. SHA-256 of floats holds on one machine with one set
+of libraries only; what is worth keeping beyond a change is a test with a tolerance.
 """
 import csv
 import hashlib
@@ -16,75 +17,106 @@ import sys
 import tempfile
 from pathlib import Path
 
-PRESETS = ("manifoldgd", "paper", "released", "mgd", "dit", "decoded", "random")
+TRACED = ("manifoldgd", "paper", "released", "mgd")
+PRESETS = (*TRACED, "dit", "decoded", "random")
 OTHERS = {
-    "euler-laplace": ["--scheduler", "euler", "--kernel", "laplace", "--noise", "shared"],
-    "dpm-annealed": ["--scheduler", "dpm++", "--projection", "annealed", "--adaptive", "True", "--ridge", "0.1"],
-    "nearest": ["--preset", "decoded", "--images", "real"],
-    "medoid": ["--prototypes", "kmeans", "--prototype-kind", "medoid", "--annealing", "cosine"],
+    "euler-laplace": "--scheduler euler --kernel laplace --noise shared",
+    "dpm-annealed": "--scheduler dpm++ --projection annealed --adaptive True --ridge 0.1",
+    "nearest": "--preset decoded --images real",
+    "medoid": "--prototypes kmeans --prototype-kind medoid --annealing cosine",
 }
+PRETRAIN = "--data digits --out model --vae-steps 3 --dit-steps 3 --every 2"
+TINY = "--hidden-size 32 --num-layers 1"
 UNSTABLE = {"seconds", "commit"}
 
 
 def command(folder, *arguments):
     "Run the command line from a folder, on one thread."
+    arguments = [*map(str, arguments), "--device", "cpu"]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "TQDM_DISABLE": "1",
-        "MANIFOLDGD_CACHE": str(Path(folder) / "cache"),
+        "MANIFOLDGD_CACHE": str(folder / "cache"),
     }
-    program = [sys.executable, "-c", "import sys; from manifoldgd.cli import main; sys.exit(main())"]
-    done = subprocess.run([*program, *map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True)
+    program = "import sys; from manifoldgd.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, arguments))}:\n{done.stderr}")
+        raise SystemExit(f"{' '.join(arguments)}:\n{done.stderr}")
 
 
 def hash_file(path):
     "SHA-256 of a file."
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def hash_run(folder):
     "Hash the images of a run in the order of their names, and its tables."
-    images = sorted(Path(folder, "images").rglob("*.png"))
+    images = sorted((folder / "images").rglob("*.png"))
     listed = json.dumps([[p.relative_to(folder).as_posix(), hash_file(p)] for p in images])
     found = {"images": hashlib.sha256(listed.encode()).hexdigest()}
     for name in ("trace.csv", "metadata.jsonl", "gallery.png"):
-        if Path(folder, name).exists():
-            found[name] = hash_file(Path(folder, name))
+        if (folder / name).exists():
+            found[name] = hash_file(folder / name)
     return found
 
 
+def stable_values(row):
+    "A row of a table as text, without what may differ."
+    return json.dumps({k: v for k, v in row.items() if k not in UNSTABLE}, sort_keys=True)
+
+
 def stable_rows(path):
-    "The rows of a table, in an order of their own, without what may differ."
+    "The rows of a table, in an order of their own."
     with open(path, newline="") as file:
-        rows = [{k: v for k, v in row.items() if k not in UNSTABLE} for row in csv.DictReader(file)]
-    return sorted(json.dumps(row, sort_keys=True) for row in rows)
+        return sorted(map(stable_values, csv.DictReader(file)))
+
+
+def runs_of_presets(folder):
+    "Distil with every preset."
+    for preset in PRESETS:
+        trace = ["--trace"] if preset in TRACED else []
+        for ipc in (1, 4):
+            out = f"{preset}-ipc{ipc}"
+            command(folder, "distill", "--preset", preset, "--ipc", ipc, "--out", out, *trace)
+            yield out, hash_run(folder / out)
+
+
+def runs_of_settings(folder):
+    "Distil with other samplers and settings."
+    for out, settings in OTHERS.items():
+        command(folder, "distill", "--ipc", 2, "--out", out, "--trace", *settings.split())
+        yield out, hash_run(folder / out)
+
+
+def weights(folder):
+    "Train a tiny backbone for three steps."
+    command(folder, "pretrain", *PRETRAIN.split(), *TINY.split())
+    for part in ("vae", "transformer"):
+        path = folder / "model" / part / "diffusion_pytorch_model.safetensors"
+        yield f"pretrained {part}", hash_file(path)
+
+
+def tables(folder):
+    "Evaluate and measure two of the runs."
+    runs = ["manifoldgd-ipc1", "random-ipc1"]
+    command(folder, "evaluate", *runs, "--seeds", 1)
+    yield "results.csv", stable_rows(folder / "results.csv")
+    command(folder, "metrics", *runs, "--draws", 2)
+    yield "metrics.csv", stable_rows(folder / "metrics.csv")
 
 
 def results():
     "Make everything, and return its hashes."
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        for preset in PRESETS:
-            for ipc in (1, 4):
-                trace = ["--trace"] if preset in ("manifoldgd", "paper", "released", "mgd") else []
-                out = folder / f"{preset}-ipc{ipc}"
-                command(folder, "distill", "--preset", preset, "--ipc", ipc, "--device", "cpu", "--out", out.name, *trace)
-                found[out.name] = hash_run(out)
-        for name, settings in OTHERS.items():
-            command(folder, "distill", "--ipc", 2, "--device", "cpu", "--out", name, "--trace", *settings)
-            found[name] = hash_run(folder / name)
-        pretrain = ["pretrain", "--data", "digits", "--out", "model", "--vae-steps", 3, "--dit-steps", 3]
-        command(folder, *pretrain, "--hidden-size", 32, "--num-layers", 1, "--device", "cpu", "--every", 2)
-        for part in ("vae", "transformer"):
-            found[f"pretrained {part}"] = hash_file(folder / "model" / part / "diffusion_pytorch_model.safetensors")
-        runs = ["manifoldgd-ipc1", "random-ipc1"]
-        command(folder, "evaluate", *runs, "--seeds", 1, "--device", "cpu")
-        found["results.csv"] = stable_rows(folder / "results.csv")
-        command(folder, "metrics", *runs, "--draws", 2, "--device", "cpu")
-        found["metrics.csv"] = stable_rows(folder / "metrics.csv")
+        for part in (runs_of_presets, runs_of_settings, weights, tables):
+            found.update(part(Path(folder)))
     return found
 
 

@@ -17,7 +17,7 @@ from ..backbones.latents import LatentBank, decode
 from ..config.presets import DistillConfig, guidance_settings
 from ..core import draw_noise, image_generator, to_pil, to_points
 from ..data.images import ImageData
-from .runs import Job
+from .units import Batch, Job, Moments
 from ..errors import InputError
 from ..geometry.neighborhood import Candidates, find_candidates, stack_candidates
 from ..guidance.guidance import Guidance, NoGuidance
@@ -51,9 +51,9 @@ class DrawnImages:
         own = image_generator(config.seed, folder, 0, "prototypes")
         return members[torch.randperm(len(members), generator=own)[:config.ipc]].tolist()
 
-    def make(self, jobs: list, after_step: Callable = None) -> tuple:  # PIL images; no trace
+    def make(self, jobs: list, after_step: Callable = None) -> Batch:
         "Copy the images of some jobs."
-        return [self.data.open(self.drawn[j.c][j.k]).convert(self.mode) for j in jobs], None
+        return Batch([self.data.open(self.drawn[j.c][j.k]).convert(self.mode) for j in jobs])
 
     def facts(self, job: Job) -> dict:
         "Name the image that was copied."
@@ -88,11 +88,11 @@ class DecodedImages:
     prototypes: list  # of `Prototypes`, one per class
     ticks = 1  # of a progress bar, for a batch
 
-    def make(self, jobs: list, after_step: Callable = None) -> tuple:  # PIL images; no trace
+    def make(self, jobs: list, after_step: Callable = None) -> Batch:
         "Decode the prototypes of some jobs."
         points = points_of(self.prototypes, jobs)
         latents = points.reshape(-1, *self.backbone.latent_shape)
-        return to_pil(decode(self.backbone.vae, latents).cpu()), None
+        return Batch(to_pil(decode(self.backbone.vae, latents).cpu()))
 
     def facts(self, job: Job) -> dict:
         "Name the prototype."
@@ -115,11 +115,11 @@ class NearestImages:
         distances = (latents - points_of(self.prototypes, [job])).norm(dim=1)
         return self.data.of_class(job.c)[distances.argmin()].item()
 
-    def make(self, jobs: list, after_step: Callable = None) -> tuple:  # PIL images; no trace
+    def make(self, jobs: list, after_step: Callable = None) -> Batch:
         "Copy the nearest images of some jobs, at the backbone's size."
         numbers = [self.nearest(job) for job in jobs]
         size, channels = self.backbone.image_size, self.backbone.channels
-        return to_pil(self.data.images(numbers, size, channels)), None
+        return Batch(to_pil(self.data.images(numbers, size, channels)))
 
     def facts(self, job: Job) -> dict:
         "Name the prototype."
@@ -161,12 +161,20 @@ class SampledImages:
         "Of a progress bar, for a batch: one for each step."
         return self.config.num_inference_steps
 
-    def generators(self, jobs: list, use: str = "") -> list:
+    def generators(
+        self,
+        jobs: list,  # of `Job`
+        use: str = "",  # what else than the noise; each use has random numbers of its own
+    ) -> list:
         "Make the generator of each image, for its noise or another use."
         return [image_generator(self.config.seed, j.folder, j.k, use) for j in jobs]
 
-    def candidates(self, point: torch.Tensor, job: Job) -> Candidates:
-        "Find the real latents around a prototype (D,)."
+    def candidates(
+        self,
+        point: torch.Tensor,  # (D,) prototype
+        job: Job,
+    ) -> Candidates:
+        "Find the real latents around a prototype."
         latents = self.bank.of_class(job.c)
         members = self.prototypes[job.c].members[job.k]
         try:
@@ -201,11 +209,12 @@ class SampledImages:
             job = jobs[error.samples[0]]
             raise InputError(f"{error} Class {job.folder!r}, image {job.k}.") from None
 
-    def make(self, jobs: list, after_step: Callable = None) -> tuple:  # PIL images; trace or None
+    def make(self, jobs: list, after_step: Callable = None) -> Batch:
         "Sample and decode the images of some jobs."
         latents, trace = self.sample(jobs, after_step)
         table = trace_table(trace, [j.name for j in jobs]) if trace else None
-        return to_pil(decode(self.backbone.vae, latents).cpu()), table
+        images = to_pil(decode(self.backbone.vae, latents).cpu())
+        return Batch(images, table, Moments.of(latents))
 
     def facts(self, job: Job) -> dict:
         "Name the prototype."

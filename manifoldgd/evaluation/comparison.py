@@ -9,6 +9,7 @@ __all__ = ['COMPARABLE', 'SEEDS', 't_interval', 'seeds_needed', 'expect_one_comp
 
 # %% ../../nbs/evaluation/comparison.ipynb #25be9c42
 import json
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,7 @@ from ..errors import InputError
 # %% ../../nbs/evaluation/comparison.ipynb #4a83952a
 def t_interval(
     values,  # (n,) independent measurements
-    level: float = 0.95,
+    level: float = 0.95,  # share of such intervals that hold the true mean
 ) -> tuple:  # their mean, standard deviation, and half the width of the interval; NaN where n < 2
     "Student's interval of a mean."
     values = pd.Series(values, dtype=float)
@@ -99,7 +100,7 @@ def baseline_groups(
 # %% ../../nbs/evaluation/comparison.ipynb #ee01431e
 def paired_differences(
     accuracies: pd.Series,  # by group, generation seed and training seed
-    group: str,
+    group: str,  # of runs, which is compared
     baseline: str,  # another group
 ) -> pd.Series:  # by generation seed and training seed
     "Subtract the baseline's accuracies from a group's, pair by pair."
@@ -183,7 +184,7 @@ def summarize(
 
 # %% ../../nbs/evaluation/comparison.ipynb #cb097588
 def write_number(
-    value: float,
+    value: float,  # NaN: none, and no text
     interval: float = float("nan"),  # half its width
     sign: str = "",  # "+" to write the sign of positive numbers too
 ) -> str:
@@ -237,15 +238,18 @@ def explain_columns(
     test = f"{first.n_test} {first.split} images"
     if pd.notna(first.image_size):
         test += f" of {first.image_size:.0f} x {first.image_size:.0f} pixels"
-    return (
+    what = (
         f"Top-1 accuracy of {students} on {test} after the last epoch, "
-        f"protocol {first.protocol}.\n"
+        f"protocol {first.protocol}."
+    )
+    numbers = (
         "Mean and 95 % interval (Student's t) over distillation seeds (in brackets: trainings); "
-        "std over distillation seeds; binomial standard error of the\n"
+        "std over distillation seeds; binomial standard error of the "
         "test; difference to the baseline in pairs of the same seeds; "
         "how many distillation seeds would show a gain of 1 point, "
         "by the spread of these pairs."
     )
+    return f"{textwrap.fill(what, 100)}\n{textwrap.fill(numbers, 100)}"
 
 # %% ../../nbs/evaluation/comparison.ipynb #b7ef82da
 def format_summary(

@@ -26,13 +26,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..backbones.backbone import Backbone, load_backbone
-from ..backbones.latents import cache_folder, encode, latent_bank
+from ..backbones.latents import encode, latent_bank
 from ..config.commands import MetricsConfig
 from ..config.protocols import Protocol
 from ..config.settings import to_dict
-from ..core import git_commit, pick_device, replacing
+from ..core import cache_folder, git_commit, pick_device, replacing
 from ..data.images import ImageData, mean_and_std
-from ..data.sources import load_data
+from ..data.sources import load_data, source_of
 from ..distillation.runs import Run, read_run
 from ..errors import InputError, expect_between
 from .metrics import FeatureSet, measure, real_floor
@@ -254,7 +254,8 @@ def open_runs(
         raise InputError(
             f"Expected runs of one dataset, but got runs of {', '.join(specs)}."
         )
-    data = load_data(specs[0])
+    folders = [c.folder for c in runs[0].data.classes]
+    data = load_data(source_of(runs[0].config, specs[0], folders))
     return runs, data, [number_classes(run, data, specs[0]) for run in runs]
 
 # %% ../../nbs/evaluation/measurement.ipynb #7c6512d1
@@ -482,7 +483,7 @@ def format_ipc(
     return (
         f"{table.T.to_string()}\n"
         f"IPC {first.ipc}: {first.n_syn} images against {first.n_real:,} real ones of "
-        f'{first["data"]}; "real images": {first.n_floor} of them against the others, '
+        f'{first["data"]};\n"real images": {first.n_floor} of them against the others, '
         f"{first.floor_draws} draws."
     )
 
@@ -493,6 +494,6 @@ def format_metrics(
     "Write the metrics for people: one table per IPC."
     tables = [format_ipc(part) for _, part in rows.groupby("ipc")]
     return "\n\n".join(tables) + (
-        f"\nFeatures: {rows.features.iloc[0]}. ± is one standard deviation, of the draws or of "
-        "distillation seeds. mmd is squared, unbiased, and may be negative."
+        f"\nFeatures: {rows.features.iloc[0]}. mmd is squared, unbiased, and may be negative.\n"
+        "± is one standard deviation, of the draws or of distillation seeds."
     )

@@ -24,7 +24,7 @@ from ..geometry.tangent import fit_tangent
 @dataclass
 class Moments:
     "The mean and the covariance of features."
-    count: int
+    count: int  # of rows
     mean: torch.Tensor  # (F,) float64
     covariance: torch.Tensor  # (F, F) float64, divisor count - 1; zero for a single row
 

@@ -22,7 +22,7 @@ class Prototypes:
     node: list  # ipc ids of tree nodes, None for a method without a tree
     depth: list  # their depths, None for a method without a tree
     members: list  # ipc tensors: which points of the class each stands for
-    method: str
+    method: str  # by which they were chosen, one of `METHODS`
     start_depth: Optional[int] = None  # the depth at which the level-wise choice really started
 
 # %% ../../nbs/prototypes/levels.ipynb #73ff0f41

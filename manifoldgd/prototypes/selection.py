@@ -4,20 +4,15 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'prototypes_of_nodes', 'prototypes_of_images', 'prototypes_of_groups', 'expect_choice', 'expect_same_count',
-           'select_prototypes', 'pool_latents', 'principal_axes', 'one_core_each', 'class_prototypes']
+           'select_prototypes', 'pool_latents', 'principal_axes', 'class_prototypes']
 
 # %% ../../nbs/prototypes/selection.ipynb #ee1800b7
-import os
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Optional
 
 import torch
 import torch.nn.functional as F
-from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
 
-from ..core import image_generator
+from ..core import image_generator, one_core_each, progress_bar
 from ..errors import InputError, expect_between, expect_one_of
 from .baselines import cells, centers, cluster, herd, k_center
 from .levels import Prototypes, choose_levels
@@ -94,8 +89,8 @@ def prototypes_of_groups(
 def expect_choice(
     n: int,  # points of the class
     ipc: int,
-    method: str,
-    kind: str,
+    method: str,  # one of `METHODS`
+    kind: str,  # `centroid` or `medoid`
     name: str,  # of the class, "" where it has none
 ):
     "Raise an `InputError` for prototypes that cannot be chosen."
@@ -167,20 +162,6 @@ def principal_axes(
     vectors = vectors.flip(1)[:, :dim]
     return F.normalize(x.T @ vectors, dim=0).T if wide else vectors.T
 
-# %% ../../nbs/prototypes/selection.ipynb #5aeff6be
-@contextmanager
-def one_core_each(
-    workers: Optional[int],  # threads of the pool; None: one per core
-) -> ThreadPoolExecutor:
-    "Open a pool of threads in which linear algebra uses a single core."
-    threads = torch.get_num_threads()
-    start = dict(initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        with threadpool_limits(1), ThreadPoolExecutor(workers or os.cpu_count(), **start) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
-
 # %% ../../nbs/prototypes/selection.ipynb #8f46aa82
 def class_prototypes(
     bank,  # a `LatentBank`
@@ -202,6 +183,6 @@ def class_prototypes(
             points, ipc, method, kind, start_depth, generator=generator, name=folder
         )
 
-    bar = dict(total=len(classes), desc="prototypes", disable=not progress or None)
     with one_core_each(workers) as pool:
-        return list(tqdm(pool.map(choose, range(len(classes))), **bar))
+        chosen = pool.map(choose, range(len(classes)))
+        return list(progress_bar(chosen, "prototypes", "classes", progress, len(classes)))

@@ -120,9 +120,13 @@ def warn_of_blow_up(
 class NotFinite(InputError):
     "Samples that are not finite numbers."
 
-    def __init__(self, message: str, samples: list):
+    def __init__(
+        self,
+        message: str,  # for the user
+        samples: list,  # their places in the batch
+    ):
         super().__init__(message)
-        self.samples = samples  # their places in the batch
+        self.samples = samples
 
 
 def not_finite(

@@ -18,7 +18,8 @@ from diffusers.image_processor import VaeImageProcessor
 from ..backbones.latents import decode
 from ..config.presets import DEFAULTS
 from ..core import draw_noise
-from ..errors import InputError
+from ..data.classes import Names, backbone_names
+from ..errors import InputError, shortened
 from ..guidance.guidance import Guidance, NoGuidance
 from .loop import sample
 
@@ -63,21 +64,26 @@ def classifier_free(
 # %% ../../nbs/sampling/pipeline.ipynb #f2000005
 def label_numbers(
     class_labels: list,  # N labels, as numbers or names
-    by_name: dict,  # name -> label
+    names: Names,  # of the backbone's classes
     n_classes: int,  # of the backbone
 ) -> list:  # N numbers
     "Turn class names into labels of the backbone, and check them."
-    for label in class_labels:
-        if isinstance(label, str) and label not in by_name:
-            raise InputError("Expected `class_labels` to be numbers or names of the model's "
-                             f"classes, but got {label!r}.")
-    numbers = [by_name[y] if isinstance(y, str) else int(y) for y in class_labels]
+    numbers = [names.find(y, wnid=y) if isinstance(y, str) else int(y) for y in class_labels]
+    if None in numbers:
+        unknown = class_labels[numbers.index(None)]
+        message = (
+            "Expected `class_labels` to be numbers or names of the model's classes, "
+            f"but got {unknown!r}. {names.near(unknown)}"
+        )
+        raise InputError(message.rstrip())
     if not 0 <= min(numbers) <= max(numbers) < n_classes:
-        raise InputError(f"Expected `class_labels` to be between 0 and {n_classes - 1}, "
-                         f"but got {numbers}.")
+        raise InputError(
+            f"Expected `class_labels` to be between 0 and {n_classes - 1}, "
+            f"but got [{shortened(numbers, 20)}]."
+        )
     return numbers
 
-
+# %% ../../nbs/sampling/pipeline.ipynb #e67d6bf1
 def starting_noise(
     shape: tuple,  # (C, H, W) of one latent
     generator,  # a list with one `torch.Generator` per image, one for all, or None
@@ -104,7 +110,8 @@ class ManifoldGDPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
         self.register_to_config(id2label={str(k): v for k, v in (id2label or {}).items()})
-        self.labels = {name: int(label) for label, name in self.config.id2label.items()}
+        by_number = {int(label): name for label, name in self.config.id2label.items()}
+        self.names = backbone_names(by_number, transformer.config.num_embeds_ada_norm)
 
     @torch.no_grad()
     def __call__(self,
@@ -121,7 +128,7 @@ class ManifoldGDPipeline(DiffusionPipeline):
     ):  # an `ImagePipelineOutput`, or a tuple
         "Sample one image per label."
         config, device = self.transformer.config, self._execution_device
-        numbers = label_numbers(class_labels, self.labels, config.num_embeds_ada_norm)
+        numbers = label_numbers(class_labels, self.names, config.num_embeds_ada_norm)
         if latents is None:
             shape = (config.in_channels, config.sample_size, config.sample_size)
             latents = starting_noise(shape, generator, len(numbers))

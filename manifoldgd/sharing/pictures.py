@@ -12,7 +12,6 @@ import base64
 import io
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
@@ -103,6 +102,8 @@ def trace_pictures(
     table: pd.DataFrame,  # a run's trace.csv
 ) -> list:  # of `Picture`
     "Draw what a guidance did, a picture for each quantity."
+    import matplotlib.pyplot as plt  # here, for those who draw no trace
+
     figure = plot_trace(table)
     drawn = figure_image(figure)
     names = [name for name in PANELS if name in table]

@@ -22,8 +22,10 @@ import pandas as pd
 from ..config.commands import ReportConfig
 from ..config.settings import defaults_of
 from ..core import replacing
+from ..data.classes import split_names
 from ..data.images import resize_and_crop
-from ..distillation.runs import Job, read_run
+from ..distillation.runs import read_run
+from ..distillation.units import Job
 from ..errors import InputError
 from ..evaluation.accuracy import COLUMNS as RESULT_COLUMNS
 from ..evaluation.accuracy import read_rows
@@ -34,7 +36,7 @@ from manifoldgd.sharing.facts import (
     accuracy_tables,
     coverage_table,
     format_coverage,
-    list_sources,
+    list_ingredients,
     metric_tables,
     runs_table,
     settings_table,
@@ -159,7 +161,7 @@ def tree_key(
 ) -> Optional[tuple]:  # equal for runs with the same trees and prototypes; None: there are none
     "Say what decides about the trees of a run."
     choice = choice_of(subject.run.config)
-    grown = choice.prototypes in TREES and subject.prototypes
+    grown = choice.method in TREES and subject.prototypes
     return (subject.reference, choice) if grown else None
 
 # %% ../../nbs/sharing/report.ipynb #b5d455c1
@@ -191,7 +193,11 @@ def class_names(
 ) -> dict:  # class folder -> name, in the order of the runs
     "Collect the classes of runs."
     listed = [c for subject in subjects for c in subject.manifest["classes"]]
-    return {c["folder"]: c.get("name") or c["folder"] for c in reversed(listed[::-1])}
+    names = {}
+    for c in listed:
+        first, *_ = [*split_names(c["name"]), c["folder"]]  # of its synonyms
+        names.setdefault(c["folder"], first)
+    return names
 
 # %% ../../nbs/sharing/report.ipynb #0d6b01b6
 def class_part(
@@ -314,10 +320,10 @@ def asked_parts(
     labels = [subject.label for subject in subjects]
     configs = [run.config for run in runs]
     return {
-        "runs": runs_table(runs, labels),
+        "runs": runs_table(subjects),
         "settings": settings_table(configs, labels),
         "all_settings": settings_table(configs, labels, everything=True),
-        "sources": list_sources(subjects),
+        "ingredients": list_ingredients(subjects),
         "versions": version_table(subjects),
         "commands": [distill_command(config) for config in configs],
         "version": version("manifoldgd"),

@@ -1,0 +1,1 @@
+"""What `tools/docs.py` makes the docs site with."""
