@@ -17,8 +17,8 @@ import torch
 
 from ledger import Ledger, new_parser, provenance
 from manifoldgd.config.protocols import PROTOCOLS, adapt
-from manifoldgd.core import keep_memory
-from manifoldgd.students.cost import duration, measure_pace, training_memory, used_memory, workload
+from manifoldgd.core import keep_memory, used_memory
+from manifoldgd.students.cost import duration, measure_pace, training_memory, workload
 from manifoldgd.students.training import top1, train_student
 
 CLASSES = 10

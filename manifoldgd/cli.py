@@ -115,15 +115,15 @@ def execute(
 
         print(format_metrics(measure_runs(config)))
         print(f"One row per run and metric is in {config.out}.")
+    elif isinstance(config, ExportConfig):
+        from manifoldgd.sharing.export import export_run, tell_export
+
+        print(tell_export(export_run(config), config))
     elif isinstance(config, ReportConfig):
         from manifoldgd.sharing.report import write_reports
 
         for path in write_reports(config):
             print(f"The report is in {path}; any browser opens it.")
-    elif isinstance(config, ExportConfig):
-        from manifoldgd.sharing.export import export_run, tell_export
-
-        print(tell_export(export_run(config), config))
     else:
         from manifoldgd.pretraining.training import pretrain
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from manifoldgd.config.protocols import PROTOCOLS, adapt
+from manifoldgd.core import free_memory
 from manifoldgd.students.cost import (
     arithmetic,
-    free_memory,
     how_many_fit,
     kept_features,
     measure_pace,
@@ -25,8 +25,7 @@ PEAK = """
 import torch
 from pathlib import Path
 from manifoldgd.config.protocols import PROTOCOLS
-from manifoldgd.evaluation.accuracy import keep_memory
-from manifoldgd.students.cost import used_memory
+from manifoldgd.core import keep_memory, used_memory
 from manifoldgd.students.training import top1, train_student
 from dataclasses import replace
 

@@ -4,6 +4,7 @@ compared."""
 import json
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -122,7 +123,7 @@ def evaluate(monkeypatch, tmp_path):
 def done(monkeypatch, tmp_path, capsys):
     "Evaluate without training anything: the rows, and what is printed."
 
-    def train_and_test(training, device, best, on_look):
+    def train_and_test(training, device, best, on_look, on_step):
         return {"top1_last": 50.0, "top1_best": float("nan"), "seconds": 1.0}
 
     def done(*runs, **settings):
@@ -379,7 +380,7 @@ def test_a_training_that_fails_ends_the_evaluation(monkeypatch, run, tmp_path):
     table = tmp_path / "results.csv"
     started = []
 
-    def train_and_test(training, device, best, on_look):
+    def train_and_test(training, device, best, on_look, on_step):
         started.append(training.seed)
         deadline = time.monotonic() + 60
         while training.seed == 2 and len(accuracy.read_rows(table)) < 2:
@@ -388,7 +389,7 @@ def test_a_training_that_fails_ends_the_evaluation(monkeypatch, run, tmp_path):
             raise MemoryError
         while training.seed > 2:
             assert time.monotonic() < deadline
-            on_look()
+            on_step()
         return {"top1_last": 50.0, "top1_best": float("nan"), "seconds": 1.0}
 
     monkeypatch.setattr(accuracy, "train_and_test", train_and_test)
@@ -397,6 +398,24 @@ def test_a_training_that_fails_ends_the_evaluation(monkeypatch, run, tmp_path):
         accuracy.evaluate(config, progress=False)
     assert started in ([0, 1, 2], [0, 1, 2, 3])
     assert accuracy.read_rows(table).training_seed.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("stop_at, steps", [(None, 11), (2, 2), (5, 5)])
+def test_a_training_can_be_ended_before_any_step(run, stop_at, steps):
+    "Three steps of training, then eight batches of the 450 test images."
+    protocol = replace(PROTOCOLS["hard-label-32"], epochs=((None, 3),), width=4)
+    with patch.dict(PROTOCOLS, {"short": protocol}):
+        training = list_trainings(run, protocol="short", seeds=1)[0]
+    asked = []
+
+    def on_step():
+        asked.append(1)
+        if len(asked) == stop_at:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError) if stop_at else nullcontext():
+        accuracy.train_and_test(training, torch.device("cpu"), on_step=on_step)
+    assert len(asked) == steps
 
 
 # Comparison

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from .backbone import Backbone, hash_networks
 from manifoldgd.core import (
     cache_folder,
+    free_memory,
     in_order,
     keep_memory,
     one_core_each,
@@ -190,21 +191,17 @@ def encoding_bytes(
     vae = backbone.vae
     levels = enumerate(vae.config.block_out_channels)
     numbers = max(width * (backbone.image_size >> level) ** 2 for level, width in levels)
-    return 4 * numbers * batch_size * vae.dtype.itemsize
+    return 9 * numbers * batch_size * vae.dtype.itemsize
 
 # %% ../../nbs/backbones/latents.ipynb #1d78467a
 def free_bytes(
-    device: torch.device,
+    device: torch.device,  # where the VAE is
 ) -> float:  # infinity where nobody says
-    "Ask how much memory is free."
+    "Ask how much memory is free on a device."
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return math.inf
-    table = dict(line.split(":") for line in lines)
-    return int(table["MemAvailable"].split()[0]) * 1024
+    free = free_memory()
+    return math.inf if free is None else free
 
 
 def threads_that_fit(

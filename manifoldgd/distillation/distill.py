@@ -11,8 +11,6 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from manifoldgd.backbones.backbone import (
     Backbone,
     fingerprint_of_files,
@@ -21,7 +19,7 @@ from manifoldgd.backbones.backbone import (
 )
 from ..backbones.latents import LatentBank, encode, latent_bank
 from ..config.presets import DistillConfig, resolve
-from ..core import pick_device
+from ..core import pick_device, progress_bar
 from ..data.images import ImageData, class_fingerprints, hash_classes
 from ..data.named import warn_of_overlap
 from ..data.sources import load_data, named_of, source_of
@@ -154,8 +152,8 @@ def make_missing(
     "Make the units that are not there yet."
     missing = [unit for unit in units if not is_complete(run, unit)]
     images = sum(len(unit.jobs) for unit in missing)
-    with tqdm(total=len(missing) * maker.ticks, desc=f"{config.preset}: {images} images",
-              disable=not progress or None) as bar:
+    steps, title = len(missing) * maker.ticks, f"{config.preset}: {images} images"
+    with progress_bar(steps, title, "steps", progress) as bar:
         def make(unit):
             before = bar.n
             batch = maker.make(list(unit.jobs), lambda *_: bar.update())

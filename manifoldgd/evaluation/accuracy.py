@@ -6,7 +6,7 @@
 __all__ = ['BUDGET', 'TINY', 'COLUMNS', 'KEY', 'Bench', 'load_bench', 'expect_same_classes', 'labels_for', 'image_size',
            'default_for', 'in_color', 'choose_protocol', 'explain_protocol', 'Training', 'read_runs', 'run_trainings',
            'expect_comparable', 'list_trainings', 'student_seed', 'train_on_run', 'train_and_test', 'student_pool',
-           'watch', 'work_of', 'choose_workers', 'kind_of', 'measure_kind', 'total_seconds', 'estimate_seconds',
+           'end_with', 'work_of', 'choose_workers', 'kind_of', 'measure_kind', 'total_seconds', 'estimate_seconds',
            'about', 'say_work', 'say_cost', 'suggest_protocol', 'describe_run', 'made_with', 'describe', 'matches',
            'read_rows', 'add_row', 'find_row', 'announce', 'evaluate']
 
@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from ..config.commands import EvaluateConfig
 from ..config.protocols import PROTOCOLS, Protocol, adapt, default_protocol, shorten
 from ..config.settings import to_dict
-from ..core import git_commit, image_generator, keep_memory, pick_device
+from ..core import free_memory, git_commit, image_generator, keep_memory, pick_device
 from ..data.images import mean_and_std
 from ..data.sources import load_data, source_of
 from ..distillation.runs import Run, read_run
@@ -47,7 +47,6 @@ from manifoldgd.students.cost import (
     Workload,
     arithmetic,
     duration,
-    free_memory,
     how_many_fit,
     measure_pace,
     side_by_side,
@@ -251,6 +250,7 @@ def train_on_run(
     training: Training,
     device: torch.device,
     look: Callable = None,  # called with the student about 100 times during the training
+    on_step: Callable = None,  # called before every step
 ) -> torch.nn.Module:
     "Train one student on the images of a run."
     run = training.run
@@ -267,6 +267,7 @@ def train_on_run(
         mean_std=bench.mean_std,
         device=device,
         look=look,
+        on_step=on_step,
     )
 
 # %% ../../nbs/evaluation/accuracy.ipynb #46766365
@@ -275,6 +276,7 @@ def train_and_test(
     device: torch.device,
     best: bool = False,  # look at the test images during the training too
     on_look: Callable = None,  # called about 100 times during the training
+    on_step: Callable = None,  # called before every step, and before every batch of a test
 ) -> dict:  # the results
     "Train one student on a run and test it."
     start = time.perf_counter()
@@ -286,11 +288,11 @@ def train_and_test(
         if on_look:
             on_look()
         if best or training.protocol.best:
-            looks.append(top1(student, test_images, labels))
+            looks.append(top1(student, test_images, labels, on_step))
 
-    student = train_on_run(training, device, look)
+    student = train_on_run(training, device, look, on_step)
     return {
-        "top1_last": round(top1(student, test_images, labels), 4),
+        "top1_last": round(top1(student, test_images, labels, on_step), 4),
         "top1_best": round(max(looks, default=float("nan")), 4),
         "seconds": round(time.perf_counter() - start, 2),
     }
@@ -318,18 +320,16 @@ def student_pool(
         torch.set_num_threads(threads)
 
 # %% ../../nbs/evaluation/accuracy.ipynb #a7737957
-def watch(
+def end_with(
     stopped: threading.Event,  # set: the training is to end
-    bar,  # progress bar, in hundredths of a training
-) -> Callable:  # for `train_and_test`, as `on_look`
-    "Make what a training calls as it goes on: it moves the bar, or ends the training."
+) -> Callable:  # for `train_and_test`, as `on_step`
+    "Make what ends a training when the evaluation has stopped."
 
-    def on_look():
+    def on_step():
         if stopped.is_set():
             raise InterruptedError("The evaluation was stopped.")
-        bar.update()
 
-    return on_look
+    return on_step
 
 # %% ../../nbs/evaluation/accuracy.ipynb #f21800a2
 def work_of(
@@ -646,7 +646,7 @@ def evaluate(
             announce(todo, config, device, pool, workers)
         title = f"{len(todo)} students"
         with tqdm(total=100 * len(todo), desc=title, unit="%", disable=not progress or None) as bar:
-            settings = (device, config.best, watch(stopped, bar))
+            settings = (device, config.best, bar.update, end_with(stopped))
             futures = {pool.submit(train_and_test, trainings[i], *settings): i for i in missing}
             for future in as_completed(futures):
                 i = futures[future]

@@ -139,6 +139,7 @@ def train_student(
     mean_std: tuple,  # mean and standard deviation of the real training images, (C,) each
     device="cpu",
     look=None,  # called with the student after every `look_every` epochs
+    on_step=None,  # called before every step: it may raise to end the training
     progress: bool = False,  # show a progress bar
 ) -> nn.Module:  # takes images in [-1, 1], gives logits (N, n_classes)
     "Train a student from scratch."
@@ -163,6 +164,8 @@ def train_student(
         # Every image once, from the epoch's own generator.
         generator = image_generator(seed, "epoch", epoch)
         for batch, wanted in epoch_batches(images, targets, protocol, generator, mean):
+            if on_step:
+                on_step()
             train_step(student, optimizer, batch, wanted)
         if look and (epoch + 1) % look_every(epochs) == 0:
             look(student)
@@ -177,11 +180,14 @@ def top1(
     student: nn.Module,
     images: torch.Tensor,  # (N, C, S, S) in [-1, 1]
     labels: torch.Tensor,  # (N,) class numbers
+    on_step=None,  # called before every batch: it may raise
 ) -> float:  # percent
     "Measure the accuracy."
     device = next(student.parameters()).device
     hits = 0
     for batch, right in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH)):
+        if on_step:
+            on_step()
         predicted = student(batch.to(device)).argmax(1).cpu()
         hits += (predicted == right).sum().item()
     return 100 * hits / len(labels)
