@@ -33,7 +33,7 @@ from .reopen import Subject
 @dataclass
 class Table:
     "A table of a report."
-    caption: str
+    caption: str  # what it is about
     columns: list  # their names
     rows: list  # of lists of texts: the name of the row, then a cell per column or one for all
     terms: dict = field(default_factory=dict)  # what is explained -> what it means
@@ -286,8 +286,8 @@ def accuracy_tables(
 @dataclass
 class Ingredient:
     "Data or weights that images were made from."
-    name: str
-    licence: str
+    name: str  # its kind, and what it is called
+    licence: str  # of `find_licence`
     fingerprint: str  # the first 12 hex digits
     labels: list  # of the runs that used it
 

@@ -29,9 +29,9 @@ LARGEST = 128  # pixels: what is larger is shrunk
 @dataclass(frozen=True)
 class Picture:
     "A picture that the page holds itself."
-    uri: str
+    uri: str  # the address that holds it
     width: int  # pixels of the page
-    height: int
+    height: int  # likewise
     alt: str  # what is to be seen, in words
 
 
@@ -148,7 +148,7 @@ class Dot:
     "A node, as it is drawn."
     x: float
     y: float
-    radius: float
+    radius: float  # pixels, as x and y
     label: str  # number of the image of which it is the prototype, or nothing
     title: str  # what it is, in words
 
@@ -156,18 +156,18 @@ class Dot:
 @dataclass
 class TreePicture:
     "A tree, as it is drawn."
-    width: int
-    height: int
+    width: int  # pixels of the page
+    height: int  # likewise
     dots: list  # of `Dot`
     lines: list  # of (x, y, x, y), from parent to child
     alt: str  # what is to be seen, in words
-    caption: str = ""
+    caption: str = ""  # what stands beside it
 
 # %% ../../nbs/sharing/pictures.ipynb #dcb68332
 def draw_node(
     tree: ClusterTree,
     i: int,  # id of the node
-    column: float,
+    column: float,  # its place from left to right, of `node_columns`
     images: list,  # numbers of the images of which it is the prototype
 ) -> Dot:
     "Place a node of a tree."

@@ -260,8 +260,12 @@ class Opener:
         self.open = cache(open_reference)
         self.choose = cache(choose_again)
 
-    def reference(self, run: Run, manifest: dict, backbone: tuple) -> Reference:
-        "Open the data of a run, and a backbone: its name and its fingerprint."
+    def reference(self,
+        run: Run,
+        manifest: dict,
+        backbone: tuple,  # its name and its fingerprint
+    ) -> Reference:
+        "Open the data of a run, and a backbone."
         spec, fingerprint = backbone
         folders = [c["folder"] for c in manifest["classes"]]
         source = source_of(run.config, self.config.data, folders)
@@ -269,7 +273,12 @@ class Opener:
         spec = self.config.backbone or spec
         return self.open(source, spec, fingerprints, self.config.device, self.progress)
 
-    def subject(self, run: Run, label: str, manifest: dict, backbone: tuple) -> tuple:
+    def subject(self,
+        run: Run,
+        label: str,  # its name among the runs of the report
+        manifest: dict,
+        backbone: tuple,  # that it was made with, or is measured with: name and fingerprint
+    ) -> tuple:  # a `Subject`; sentences: what it cannot show
         "Collect what a report knows about a run, and what it cannot show."
         reference = self.reference(run, manifest, backbone)
         facts = facts_of(run, manifest["classes"])

@@ -136,7 +136,7 @@ CLASSES = 20  # that are shown
 class Strip:
     "The images of a class, of one run."
     label: str  # name of the run, or nothing where there is one run only
-    remark: str
+    remark: str  # of `write_remark`
     cells: list  # of `Cell`
 
 
@@ -204,8 +204,8 @@ def class_part(
     subjects: list,  # of `Subject`
     measured: dict,  # label of a run -> class folder -> result of `class_coverage`
     number: int,  # of the class in the report
-    folder: str,
-    name: str,
+    folder: str,  # of the class
+    name: str,  # what people call it
 ) -> dict:  # what the template needs
     "Put together what there is to see of a class."
     strips = []
