@@ -222,6 +222,7 @@ def test_data_that_moved(copy, lab, tmp_path):
     assert str(folder) not in page.notes
     assert len(page.pictures(real=False)) == 6 and not page.pictures(real=True)
     assert "depth 1" in page.words["span"], "Expected the depths that the run wrote down."
+    assert any("the depth of its node there" in words for words in page.words["p"])
     assert not found.words.get("li", [""])[0].startswith("manifoldgd:")
     assert len(found.pictures(real=True)) == 6
 

@@ -289,6 +289,10 @@ def explain_images(
 ) -> str:
     "Say how the images are shown."
     text = "The images of each class."
+    depths = [fact.get("depth") for subject in subjects for fact in subject.facts.values()]
+    if any(depths):
+        text = ("Below each image are its number and, where it had a prototype in the tree of its "
+                "class, the depth of its node there (0: the whole class).")
     if any(subject.prototypes for subject in subjects):
         text = ("Below each image, in a frame, is the real image that is nearest to its prototype; "
                 "then its number, the depth of the prototype's node in the tree of its class (0: "
