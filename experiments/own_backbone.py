@@ -7,7 +7,7 @@ pixels. A backbone that stands in the folder of `--model` is judged as it is; an
 finished first, by the ordinary `pretrain`. The judge is that of `pretraining.judge`, trained on all
 of train/; its figures are those of val/. The finished latents are compared by sampler: `ddim-cut`
 starts where abar is at least 1e-3, on the same schedule cut there. `load` is how many processes
-wanted a core when the figure was taken. The page `own_data` reads the table, which is resumed.
+wanted a core when the figure was taken. The table is resumed.
 """
 import argparse
 import json

@@ -128,8 +128,11 @@ def test_the_order_is_that_of_the_images(images):
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_threads_change_no_bit(images, workers):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each thread of the bank has
     alone = [encode(tiny_backbone().vae, images.images(part, 16))
              for part in images.of_class(1).split(2)]
+    torch.set_num_threads(threads)
     bank = quiet_bank(images, batch_size=2, workers=workers)
     assert torch.equal(bank.of_class(1), torch.cat(alone))
 

@@ -128,7 +128,7 @@ def test_runs_of_two_datasets(config, folder, runs):
 
 def test_real_data_of_other_classes(config):
     with pytest.raises(InputError, match="Expected real images of the classes .+ differ in 0, 1"):
-        open_runs(replace(config, data=config.runs[0]))
+        open_runs(replace(config, data=config.runs[0] + "/images"))
 
 
 def test_a_run_is_opened_once(config, runs):

@@ -191,7 +191,7 @@ def encoding_bytes(
     vae = backbone.vae
     levels = enumerate(vae.config.block_out_channels)
     numbers = max(width * (backbone.image_size >> level) ** 2 for level, width in levels)
-    return 4 * numbers * batch_size * vae.dtype.itemsize
+    return 9 * numbers * batch_size * vae.dtype.itemsize
 
 # %% ../../nbs/backbones/latents.ipynb #1d78467a
 def free_bytes(

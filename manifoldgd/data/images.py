@@ -6,7 +6,7 @@
 __all__ = ['JUNK', 'ENDINGS', 'resize_and_crop', 'halve_and_crop', 'flatten_image', 'decode_image', 'stack_images', 'hash_class',
            'hash_classes', 'ImageData', 'class_fingerprints', 'ArrayImages', 'select_classes', 'is_junk',
            'visible_folders', 'class_folders', 'is_image', 'image_files', 'class_of_folder', 'find_images',
-           'Unreadable', 'decode_or_name', 'FolderImages', 'file_facts', 'mean_and_std']
+           'Unreadable', 'decode_or_name', 'file_facts', 'FolderImages', 'mean_and_std']
 
 # %% ../../nbs/data/images.ipynb #796f1d15
 import copy
@@ -331,6 +331,18 @@ def decode_or_name(
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Unreadable(path, error) from None
 
+# %% ../../nbs/data/images.ipynb #6aa1cd4a
+def file_facts(
+    path,  # of the file
+    name: str,  # of the file in its dataset
+) -> list:  # the name, the size, and when the file was last changed
+    "Tell what can be known of a file without reading it."
+    try:
+        facts = os.stat(path)
+    except OSError:  # a link to nowhere
+        return [name, -1, -1]
+    return [name, facts.st_size, facts.st_mtime_ns]
+
 # %% ../../nbs/data/images.ipynb #a7587298
 class FolderImages(ImageData):
     "Images in a folder of class folders."
@@ -378,18 +390,6 @@ class FolderImages(ImageData):
     def stamp(self, c):
         "The names, sizes and times of change of the files of class `c`, as one hash."
         return hashlib.sha256(json.dumps(self.facts(c)).encode()).hexdigest()
-
-# %% ../../nbs/data/images.ipynb #6aa1cd4a
-def file_facts(
-    path,  # of the file
-    name: str,  # of the file in its dataset
-) -> list:  # the name, the size, and when the file was last changed
-    "Tell what can be known of a file without reading it."
-    try:
-        facts = os.stat(path)
-    except OSError:  # a link to nowhere
-        return [name, -1, -1]
-    return [name, facts.st_size, facts.st_mtime_ns]
 
 # %% ../../nbs/data/images.ipynb #bd5d2a89
 def mean_and_std(

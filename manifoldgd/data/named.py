@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_TERMS', 'IMAGENET_1K', 'FASTAI', 'RESIZED', 'DATASETS', 'DEFAULT_VARIANT', 'NamedDataset', 'imagenet_subset',
-           'find_named', 'expect_named', 'how_to_get', 'class_lists', 'named_classes', 'key_of', 'full_names',
-           'named_folders', 'match_classes', 'expect_count', 'check_named', 'seen_in_training', 'warn_of_overlap']
+           'find_named', 'expect_named', 'how_to_get', 'class_lists', 'named_classes', 'full_names', 'key_of',
+           'match_classes', 'named_folders', 'expect_count', 'check_named', 'seen_in_training', 'warn_of_overlap']
 
 # %% ../../nbs/data/named.ipynb #f8c086c4
 import json
@@ -42,7 +42,7 @@ class NamedDataset:
     hub_names: str = ""  # the list of names by which the hub's copy differs
 
 # %% ../../nbs/data/named.ipynb #23ba7bec
-IMAGENET_TERMS = "ImageNet's terms: research only, not commercial"
+IMAGENET_TERMS = "those of ImageNet, for research only"
 IMAGENET_1K = "hf:ILSVRC/imagenet-1k (gated: accept its terms there) or image-net.org"
 FASTAI = "https://s3.amazonaws.com/fast-ai-imageclas"
 RESIZED = "evanarlian/imagenet_1k_resized_256"  # shorter side 256, 1,000 classes
@@ -67,12 +67,12 @@ DATASETS = {made.name: made for made in [
     NamedDataset(
         "imagenette:fastai", "imagenette", 9469, 3925, "johnowhitaker/imagenette2-320",
         "validation", f"{FASTAI}/imagenette2-320.tgz", IMAGENET_TERMS,
-        "fastai's own division, not that of most papers."),
+        "It is divided by fastai, and not as in most papers."),
     imagenet_subset("imagenette:in1k", "imagenette", 12894, 500),
     NamedDataset(
         "imagewoof:fastai", "imagewoof", 9025, 3929, "", "validation",
         f"{FASTAI}/imagewoof2-320.tgz", IMAGENET_TERMS,
-        "fastai's own division, not that of most papers."),
+        "It is divided by fastai, and not as in most papers."),
     imagenet_subset(
         "imagewoof:in1k", "imagewoof", 12454, 500,
         "Minimax and DD-Ranking list its classes in an order of their own; the map keeps it."),
@@ -87,7 +87,7 @@ DATASETS = {made.name: made for made in [
     NamedDataset(
         "tiny-imagenet", "tiny-imagenet", 100000, 10000, "zh-plus/tiny-imagenet", "valid",
         "http://cs231n.stanford.edu/tiny-imagenet-200.zip", IMAGENET_TERMS,
-        "18 classes have ids of a later WordNet on the hub.", "tiny-imagenet"),
+        "18 classes have other ids on the hub.", "tiny-imagenet"),
 ]}
 DEFAULT_VARIANT = "in1k"  # of a name that has two: the one that most papers mean
 
@@ -111,13 +111,13 @@ def expect_named(
         )
     return found
 
-
+# %% ../../nbs/data/named.ipynb #8d75b273
 def how_to_get(
     named: NamedDataset,
 ) -> str:
     "Say where a dataset can be had, and under which terms."
     hub = f"with `--data {named.name}` from the hub ({named.hub}), or " if named.hub else ""
-    return f"Get it {hub}from {named.elsewhere} ({named.terms})."
+    return f"Get it {hub}from {named.elsewhere} (terms: {named.terms}). {named.note}".rstrip()
 
 # %% ../../nbs/data/named.ipynb #b64d0177
 @cache
@@ -138,6 +138,16 @@ def named_classes(
         classes = [replace(c, evaluator_id=order.index(c.folder)) for c in classes]
     return ClassMap(classes)
 
+# %% ../../nbs/data/named.ipynb #41525b82
+@cache
+def full_names() -> dict:  # a name in full, or a synonym of one class only -> WordNet id
+    "Look up the classes of ImageNet by the names that mean one class."
+    full = {wnid: name for wnid, _, name in imagenet_rows()}
+    found = Names(full).numbers
+    single = {key: wnids[0] for key, wnids in found.items() if len(wnids) == 1}
+    times = Counter(full.values())
+    return single | {name: wnid for wnid, name in full.items() if times[name] == 1}
+
 # %% ../../nbs/data/named.ipynb #77b47334
 def key_of(
     name: str,  # a class folder, or a label of a hub's copy
@@ -152,26 +162,7 @@ def key_of(
         return name
     return full_names().get(name)
 
-
-@cache
-def full_names() -> dict:  # a name in full, or a synonym of one class only -> WordNet id
-    "Look up the classes of ImageNet by the names that mean one class."
-    full = {wnid: name for wnid, _, name in imagenet_rows()}
-    found = Names(full).numbers
-    single = {key: wnids[0] for key, wnids in found.items() if len(wnids) == 1}
-    times = Counter(full.values())
-    return single | {name: wnid for wnid, name in full.items() if times[name] == 1}
-
 # %% ../../nbs/data/named.ipynb #c85a6467
-def named_folders(
-    folders: list,  # names of the class folders that there are
-    named: NamedDataset,
-) -> list:  # of those that are classes of the dataset
-    "Find the class folders of a named dataset among others."
-    keys = {c.folder for c in named_classes(named)}
-    return [folder for folder in folders if key_of(folder, named) in keys]
-
-
 def match_classes(
     data: ImageData,
     named: NamedDataset,
@@ -182,12 +173,11 @@ def match_classes(
     for number, c in enumerate(data.classes):
         key = key_of(c.folder, named) or key_of(c.name, named)
         places.setdefault(key, []).append(number)
-    missing = [c for c in wanted if c.folder not in places]
+    missing = [f"{c.folder} ({c.title})" for c in wanted if c.folder not in places]
     if missing:
-        told = shortened(f"{c.folder} ({c.title})" for c in missing)
         raise InputError(
             f"Expected the {len(wanted)} classes of {named.name} in {data.name}, but found no "
-            f"{told}. {how_to_get(named)}"
+            f"{shortened(missing)}. {how_to_get(named)}"
         )
     twice = [c.folder for c in wanted if len(places[c.folder]) > 1]
     if twice:
@@ -196,6 +186,15 @@ def match_classes(
             f"but {shortened(twice)} is there more than once."
         )
     return select_classes(data, [places[c.folder][0] for c in wanted], wanted)
+
+# %% ../../nbs/data/named.ipynb #0bd3b6a5
+def named_folders(
+    folders: list,  # names of the class folders that there are
+    named: NamedDataset,
+) -> list:  # of those that are classes of the dataset
+    "Find the class folders of a named dataset among others."
+    keys = {c.folder for c in named_classes(named)}
+    return [folder for folder in folders if key_of(folder, named) in keys]
 
 # %% ../../nbs/data/named.ipynb #c2c0414a
 def expect_count(
@@ -216,7 +215,7 @@ def expect_count(
         f"{len(data):,}.{hint} {how_to_get(named)}"
     )
 
-
+# %% ../../nbs/data/named.ipynb #01846a27
 def check_named(
     data: ImageData,
     named: NamedDataset,

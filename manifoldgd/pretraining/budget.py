@@ -206,7 +206,7 @@ def time_encoding(
 class Timers:
     "What is asked how long things take; lessons put stand-ins here."
     vae: object = time_vae
-    dit: object = time_dit
+    dit: object = time_dit  # (config, latent side) -> seconds of a step
     encoding: object = time_encoding
 
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e012
@@ -237,7 +237,7 @@ def largest_that_fits(
 
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e013
 def levels_for(
-    image_size: int,
+    image_size: int,  # height and width, pixels
 ) -> int:  # levels of the VAE
     "Take three levels, and more until a latent is at most 16 wide."
     levels = 3
@@ -250,7 +250,7 @@ def levels_for(
 
 def widths_for(
     base: int,  # channels of the first level
-    levels: int,
+    levels: int,  # of the VAE; each but the first halves the size
 ) -> tuple:
     "Double the channels from level to level, up to four times the first."
     return tuple(base * min(2 ** level, 4) for level in range(levels))
@@ -270,7 +270,7 @@ def batch_sizes(
 def enough_steps(
     seconds: float,  # for the training
     timing: Timing,  # of a step
-    n_images: int,
+    n_images: int,  # training images
     batch_size: int,
     epochs: int,  # after so many there is no more to learn
     at_least: int = 3000,  # steps that are never too many
@@ -282,7 +282,7 @@ def enough_steps(
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e126
 def enough_views(
     config: PretrainConfig,  # with the DiT's steps and batch size
-    n_images: int,
+    n_images: int,  # training images
     seconds: float,  # for encoding
     each: float,  # seconds to encode an image
     uses: int = 4,  # draws of one latent
@@ -312,7 +312,7 @@ def precisions(
 
 def choose_vae(
     config: PretrainConfig,
-    n_images: int,
+    n_images: int,  # training images
     device: torch.device,
     timed=time_vae,
 ) -> tuple:  # the configuration with a VAE, its timing
@@ -331,7 +331,7 @@ def choose_vae(
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e129
 def choose_dit(
     config: PretrainConfig,  # with a VAE
-    n_images: int,
+    n_images: int,  # training images
     n_classes: int,
     device: torch.device,
     timed=time_dit,
@@ -355,9 +355,9 @@ def choose_dit(
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e142
 def stage_seconds(
     config: PretrainConfig,  # with nothing left open
-    n_images: int,
+    n_images: int,  # training images
     vae: Timing,
-    dit: Timing,
+    dit: Timing,  # how long a step of the DiT takes
     each: float,  # seconds to encode an image
 ) -> dict:  # name of a stage -> seconds
     "Add up what is known of the time."
@@ -370,7 +370,7 @@ def stage_seconds(
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e017
 def choose(
     config: PretrainConfig,  # with `minutes`, `channels` and the augmentation
-    n_images: int,
+    n_images: int,  # training images
     n_classes: int,
     device: torch.device,
     timers: Timers = Timers(),
@@ -388,7 +388,7 @@ def choose(
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e018
 def expected_seconds(
     config: PretrainConfig,  # with nothing left open
-    n_images: int,
+    n_images: int,  # training images
     n_classes: int,
     device: torch.device,
     timers: Timers = Timers(),

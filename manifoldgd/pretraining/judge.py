@@ -59,7 +59,7 @@ LOOKS = 100_000  # images that are shown to the judge, all epochs together
 def judge_protocol(
     channels: int,  # of the images
     n_images: int,  # real images
-    looks: int = LOOKS,
+    looks: int = LOOKS,  # images that it is shown in all
 ):  # a `Protocol`
     "Say how the judge is trained."
     name = "digits-quick" if channels == 1 else "hard-label-32-quick"
@@ -78,7 +78,7 @@ def train_judge(
     labels: torch.Tensor,  # (N,)
     n_classes: int,
     seed: int = 0,
-    looks: int = LOOKS,
+    looks: int = LOOKS,  # images that it is shown in all
     device="cpu",
     progress: bool = False,
 ) -> torch.nn.Module:  # takes images of 32 x 32, in eval mode
@@ -143,7 +143,7 @@ class Quality:
 
     n_real: int  # real images that it was measured on
     held_out: bool  # whether they were kept from all training
-    n_samples: int
+    n_samples: int  # samples that were judged
     n_classes: int
     error: float  # mean squared error of an image that was encoded and decoded, on [-1, 1]
     real: float  # share of real images that the judge recognizes
@@ -187,7 +187,7 @@ def judge_backbone(
     labels: torch.Tensor,  # (N,) their classes
     held_out: bool,  # whether these images were kept from all training
     seed: int = 0,
-    samples: int = SAMPLES,
+    samples: int = SAMPLES,  # samples to judge
     guidance_scale: float = 4.,
 ) -> Quality:
     "Measure a backbone by a judge."

@@ -470,7 +470,7 @@ def show_progress(
     config: PretrainConfig,  # with nothing left open
     out: Path,  # the folder of the backbone
     vae: torch.nn.Module,  # trained
-    id2label: dict,
+    id2label: dict,  # label -> class name
 ):  # (DiT, steps done) -> None
     "Make the function that draws a picture at some of the checkpoints."
     apart = max(1, config.dit_steps // config.every // PICTURES)  # checkpoints
@@ -489,7 +489,7 @@ def train_backbone(
     config: PretrainConfig,  # with nothing left open
     images: torch.Tensor,  # (N, C, H, W)
     labels: torch.Tensor,  # (N,) their classes
-    id2label: dict,
+    id2label: dict,  # label -> class name
     progress: bool,
 ) -> Backbone:
     "Train a VAE and then a DiT, and save both with their schedule."

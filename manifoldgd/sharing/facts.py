@@ -31,7 +31,7 @@ from manifoldgd.sharing.origin import (
 @dataclass
 class Table:
     "A table of a report."
-    caption: str
+    caption: str  # what the table shows
     columns: list  # their names
     rows: list  # of lists of texts: the name of the row, then a cell per column or one for all
     terms: dict = field(default_factory=dict)  # what is explained -> what it means
@@ -280,7 +280,7 @@ def accuracy_tables(
 @dataclass
 class Source:
     "Data or weights that images were made from."
-    name: str
+    name: str  # of the data or the weights
     licence: str
     fingerprint: str  # the first 12 hex digits
     labels: list  # of the runs that used it

@@ -166,7 +166,7 @@ class TreePicture:
 def draw_node(
     tree: ClusterTree,
     i: int,  # id of the node
-    column: float,
+    column: float,  # where it stands, in leaves from the left
     images: list,  # numbers of the images of which it is the prototype
 ) -> Dot:
     "Place a node of a tree."

@@ -135,7 +135,7 @@ CLASSES = 20  # that are shown
 class Strip:
     "The images of a class, of one run."
     label: str  # name of the run, or nothing where there is one run only
-    remark: str
+    remark: str  # a line below the pictures
     cells: list  # of `Cell`
 
 
@@ -200,7 +200,7 @@ def class_part(
     measured: dict,  # label of a run -> class folder -> result of `class_coverage`
     number: int,  # of the class in the report
     folder: str,
-    name: str,
+    name: str,  # of the class
 ) -> dict:  # what the template needs
     "Put together what there is to see of a class."
     strips = []

@@ -29,8 +29,21 @@ ODD = (
 
 # Parameters that no page explains yet. A new one is explained by a comment on its line.
 WAITING = {
+    "Dot(radius)",
+    "Opener.subject(backbone)",
+    "Opener.subject(label)",
+    "Picture(height)",
+    "Picture(uri)",
+    "Source(licence)",
+    "Timers(encoding)",
+    "TreePicture(caption)",
+    "TreePicture(height)",
+    "TreePicture(width)",
+    "choose_dit(timed)",
+    "choose_vae(timed)",
     "dit_loss(dit)",
     "model_card(licence)",
+    "open_reference(data_spec)",
     "zero(layer)",
 }
 
@@ -108,7 +121,7 @@ def read_pages(folder):
 def own_ids(page):
     "The ids that a page writes itself, one for each time it does."
     kept = FENCE.sub(lambda m: m[3] if "=html" in m[2] else "", page.text)
-    in_markdown = re.findall(r"\{[^}\n]*#([\w.:-]+)[^}\n]*\}", kept)
+    in_markdown = re.findall(r"\{#([\w.:-]+)[^}\n]*\}", kept)
     return in_markdown + re.findall(r"\bid=\"([^\"]+)\"", kept)
 
 
