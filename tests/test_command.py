@@ -140,7 +140,7 @@ def test_random_photographs_need_no_backbone(run, tmp_path):
     assert "of 32 x 32 pixels" in done.stdout
     done = run("evaluate", out, "--protocol", "digits-quick")
     assert done.returncode == 2
-    assert "such as hard-label-32" in done.stderr
+    assert "such as hard-label-64" in done.stderr
 
 
 # Bad input

@@ -130,7 +130,7 @@ def done(monkeypatch, tmp_path, capsys):
         out = str(tmp_path / "results.csv")
         config = EvaluateConfig(runs, **{"out": out, "device": "cpu"} | settings)
         rows = accuracy.evaluate(config)
-        return rows, capsys.readouterr().out
+        return rows, "".join(capsys.readouterr())
 
     monkeypatch.setattr(accuracy, "train_and_test", train_and_test)
     return done
@@ -309,8 +309,16 @@ def test_a_short_evaluation_is_not_measured(done, pace, run):
 def test_nothing_is_said_or_measured_without_progress(done, pace, run, capsys, tmp_path):
     config = EvaluateConfig((run,), protocol="hard-label-32", out=str(tmp_path / "own.csv"))
     accuracy.evaluate(config, progress=False)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
     assert not pace
+
+
+def test_the_cost_is_not_among_the_results(done, pace, run, capsys, tmp_path):
+    config = EvaluateConfig((run,), out=str(tmp_path / "own.csv"), device="cpu")
+    accuracy.evaluate(config)
+    out, err = capsys.readouterr()
+    assert out == "The protocol is digits-quick, the default for these data.\n"
+    assert err.startswith("Students to train: 2\n  2 x ConvNet-3: 200 epochs of 10 images")
 
 
 @pytest.mark.parametrize(

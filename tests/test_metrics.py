@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from manifoldgd.config.commands import MetricsConfig
@@ -126,9 +127,12 @@ def test_runs_of_two_datasets(config, folder, runs):
     assert [numbers.tolist() for numbers in labels] == [list(range(10))] * 2
 
 
-def test_real_data_of_other_classes(config):
-    with pytest.raises(InputError, match="Expected real images of the classes .+ differ in 0, 1"):
-        open_runs(replace(config, data=config.runs[0] + "/images"))
+def test_real_data_of_other_classes(config, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / name / "0.png")
+    with pytest.raises(InputError, match="real images of the classes .* differ in .*cat, dog"):
+        open_runs(replace(config, data=str(tmp_path)))
 
 
 def test_a_run_is_opened_once(config, runs):

@@ -19,6 +19,7 @@ from manifoldgd.cli import main, parse
 from manifoldgd.config.commands import MetricsConfig, ReportConfig
 from manifoldgd.config.presets import DistillConfig, resolve, same_run
 from manifoldgd.core import to_pil
+from manifoldgd.data.sources import source_of
 from manifoldgd.distillation.distill import distill
 from manifoldgd.distillation.runs import read_run
 from manifoldgd.errors import InputError
@@ -221,6 +222,7 @@ def test_data_that_moved(copy, lab, tmp_path):
     assert str(folder) not in page.notes
     assert len(page.pictures(real=False)) == 6 and not page.pictures(real=True)
     assert "depth 1" in page.words["span"], "Expected the depths that the run wrote down."
+    assert any("the depth of its node there" in words for words in page.words["p"])
     assert not found.words.get("li", [""])[0].startswith("manifoldgd:")
     assert len(found.pictures(real=True)) == 6
 
@@ -284,6 +286,14 @@ def test_a_table_that_is_something_else(copy, tmp_path, name):
         report(copy, **{name: "nowhere.csv"})
 
 
+def test_damaged_images_are_counted(copy):
+    assert "damaged images left out" not in report(copy).words["th"]
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["skipped"] = [{"file": "0/cut.png", "reason": "image file is truncated"}]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert "damaged images left out" in report(copy).words["th"]
+
+
 # Names that are not harmless
 
 def test_names_are_escaped(lab, tmp_path):
@@ -299,6 +309,15 @@ def test_names_are_escaped(lab, tmp_path):
 
 
 # Large ones
+
+def test_classes_of_imagenet_bring_its_terms(lab, tmp_path):
+    save_images(tmp_path / "data" / "n01440764", 2, (16, 16))
+    config = DistillConfig(data=str(tmp_path / "data"), preset="random", ipc=1,
+                           out=str(tmp_path / "run"))
+    page = report(distill(config, progress=False))
+    assert any("non-commercial research" in words for words in page.words["p"])
+    assert not any(UNKNOWN in words for words in page.words["p"])
+
 
 def test_photographs_are_shrunk_and_counted(lab, tmp_path):
     save_images(tmp_path / "data" / "one", 12, (200, 260))
@@ -337,14 +356,18 @@ def test_the_digits_stay_below_three_megabytes(tmp_path):
     {"preset": "dit", "guidance_scale": 1.5, "cfg_channels": 3},
     {"strength": -.5, "adaptive": True, "tangent_dim": 4, "projection": "annealed"},
     {"preset": "released", "anneal_steps": 7},
+    {"prototypes": "kmeans", "start_depth": 3, "batch_size": 7, "trace": True},
     {"data": "my photos", "backbone": "facebook/DiT-XL-2-256", "preset": "random"},
+    {"data": "hf:owner/name:small", "image_column": "img", "label_column": "y", "strict": True},
+    {"data": "photos", "named": "imagenette:in1k", "classes": "tench, English springer"},
 ])
 def test_the_command_makes_the_same_run(settings):
     config = resolve(DistillConfig(**settings))
     program, *arguments = shlex.split(distill_command(config))
     again = resolve(parse(arguments))
     assert program == "manifoldgd" and same_run(config, again) == []
-    assert (again.data, again.backbone) == (config.data, config.backbone)
+    assert source_of(again) == source_of(config)
+    assert (again.backbone, again.trace) == (config.backbone, config.trace)
 
 
 @pytest.mark.parametrize("text, licence", [
@@ -356,7 +379,7 @@ def test_the_command_makes_the_same_run(settings):
 ])
 def test_licences(tmp_path, text, licence):
     (tmp_path / "README.md").write_text(text)
-    assert find_licence(str(tmp_path), {}) == licence
+    assert find_licence(str(tmp_path), None) == licence
 
 
 # What was measured

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import platform
+import sys
 import threading
 import time
 import warnings
@@ -615,14 +616,13 @@ def announce(
     pool: ThreadPoolExecutor,
     workers: int,  # threads of the pool
 ):
-    "Print what an evaluation will cost."
+    "Print what an evaluation will cost, beside the progress bar and not among the results."
     works = [work_of(training, config.best) for training in trainings]
-    print(f"Students to train: {len(works)}", *say_work(works), sep="\n")
+    lines = [f"Students to train: {len(works)}", *say_work(works)]
     suggestion = suggest_protocol(trainings, config, device)
-    if suggestion:
-        print(suggestion)
+    print(*lines, *filter(None, [suggestion]), sep="\n", file=sys.stderr)
     seconds = estimate_seconds(works, device, pool, workers)
-    print(say_cost(works, device, workers, seconds), flush=True)
+    print(say_cost(works, device, workers, seconds), file=sys.stderr)
 
 # %% ../../nbs/evaluation/accuracy.ipynb #ac3a000b
 def evaluate(

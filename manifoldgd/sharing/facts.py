@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['UNREAD', 'COVERAGE_TERMS', 'METRIC_TERMS', 'ACCURACY_TERMS', 'Table', 'merge_equal', 'describe_images', 'runs_table',
            'setting_cell', 'settings_table', 'format_coverage', 'mean_coverage', 'coverage_table', 'rows_of',
-           'metric_row', 'metric_table', 'metric_tables', 'own_results', 'accuracy_table', 'accuracy_tables', 'Source',
-           'list_sources', 'version_table']
+           'metric_row', 'metric_table', 'metric_tables', 'own_results', 'accuracy_table', 'accuracy_tables',
+           'Ingredient', 'ingredients_of', 'list_ingredients', 'version_table']
 
 # %% ../../nbs/sharing/facts.ipynb #7b5f94a2
 from dataclasses import Field, dataclass, field
@@ -18,20 +18,22 @@ from ..config.presets import DistillConfig
 from ..data.images import ImageData
 from ..evaluation.comparison import accuracy_columns, difference_columns, summarize
 from ..evaluation.measurement import count_digits, format_number, uses_backbone
+from .card import data_terms, weights_terms
+from .formats import DistilledSet
 from manifoldgd.sharing.origin import (
-    LICENCES,
     changed_settings,
     find_licence,
     is_read,
     method_fields,
     shown_path,
 )
+from .reopen import Subject
 
 # %% ../../nbs/sharing/facts.ipynb #6b66c4b3
 @dataclass
 class Table:
     "A table of a report."
-    caption: str  # what the table shows
+    caption: str  # what it is about
     columns: list  # their names
     rows: list  # of lists of texts: the name of the row, then a cell per column or one for all
     terms: dict = field(default_factory=dict)  # what is explained -> what it means
@@ -55,10 +57,11 @@ def describe_images(
 
 
 def runs_table(
-    runs: list,  # of `Run`
-    labels: list,  # their names
+    subjects: list,  # of `Subject`
 ) -> Table:
     "Set the basic facts of runs side by side."
+    runs = [subject.run for subject in subjects]
+    manifests = [subject.manifest for subject in subjects]
     configs = [run.config for run in runs]
     facts = {
         "preset": [config.preset for config in configs],
@@ -69,10 +72,13 @@ def runs_table(
         "backbone": [shown_path(run.config.backbone) if uses_backbone(run) else "none"
                      for run in runs],
         "seed": [str(config.seed) for config in configs],
+        "damaged images left out": [str(len(m.get("skipped", []))) for m in manifests],
     }
+    if not any(manifest.get("skipped") for manifest in manifests):
+        facts.pop("damaged images left out")
     caption = "The runs" if len(runs) > 1 else "The run"
     rows = [merge_equal([name, *texts]) for name, texts in facts.items()]
-    return Table(caption, ["fact", *labels], rows)
+    return Table(caption, ["fact", *(subject.label for subject in subjects)], rows)
 
 # %% ../../nbs/sharing/facts.ipynb #18ad8593
 UNREAD = "-"  # in the place of a setting that has no part in a run
@@ -278,28 +284,38 @@ def accuracy_tables(
 
 # %% ../../nbs/sharing/facts.ipynb #23ba6f12
 @dataclass
-class Source:
+class Ingredient:
     "Data or weights that images were made from."
-    name: str  # of the data or the weights
-    licence: str
+    name: str  # its kind, and what it is called
+    licence: str  # of `find_licence`
     fingerprint: str  # the first 12 hex digits
     labels: list  # of the runs that used it
 
 
-def list_sources(
+def ingredients_of(
+    subject: Subject,
+) -> dict:  # (kind, name, fingerprint) -> terms, or None
+    "List the data and the weights of a run."
+    run, manifest = subject.run, subject.manifest
+    terms = data_terms(DistilledSet(run, manifest, []))
+    found = {("Data", run.config.data, manifest["data_fingerprint"]): terms}
+    if uses_backbone(run):
+        weights = ("Weights", run.config.backbone, manifest["backbone_fingerprint"])
+        found[weights] = weights_terms(run.config)
+    return found
+
+
+def list_ingredients(
     subjects: list,  # of `Subject`
-) -> list:  # of `Source`
+) -> list:  # of `Ingredient`
     "List data and weights, each once, with their licences."
     found = {}
     for subject in subjects:
-        config, manifest = subject.run.config, subject.manifest
-        sources = [("data", config.data, manifest["data_fingerprint"])]
-        if uses_backbone(subject.run):
-            sources.append(("weights", config.backbone, manifest["backbone_fingerprint"]))
-        for kind, spec, fingerprint in sources:
-            name = f"{kind.capitalize()}: {shown_path(spec)}"
-            source = Source(name, find_licence(spec, LICENCES[kind]), fingerprint[:12], [])
-            found.setdefault((kind, spec, fingerprint), source).labels.append(subject.label)
+        for key, terms in ingredients_of(subject).items():
+            kind, spec, fingerprint = key
+            name = f"{kind}: {shown_path(spec)}"
+            entry = Ingredient(name, find_licence(spec, terms), fingerprint[:12], [])
+            found.setdefault(key, entry).labels.append(subject.label)
     return list(found.values())
 
 # %% ../../nbs/sharing/facts.ipynb #25988aa6

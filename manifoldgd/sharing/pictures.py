@@ -12,7 +12,6 @@ import base64
 import io
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
@@ -30,9 +29,9 @@ LARGEST = 128  # pixels: what is larger is shrunk
 @dataclass(frozen=True)
 class Picture:
     "A picture that the page holds itself."
-    uri: str
+    uri: str  # the address that holds it
     width: int  # pixels of the page
-    height: int
+    height: int  # likewise
     alt: str  # what is to be seen, in words
 
 
@@ -103,6 +102,8 @@ def trace_pictures(
     table: pd.DataFrame,  # a run's trace.csv
 ) -> list:  # of `Picture`
     "Draw what a guidance did, a picture for each quantity."
+    import matplotlib.pyplot as plt  # here, for those who draw no trace
+
     figure = plot_trace(table)
     drawn = figure_image(figure)
     names = [name for name in PANELS if name in table]
@@ -147,7 +148,7 @@ class Dot:
     "A node, as it is drawn."
     x: float
     y: float
-    radius: float
+    radius: float  # pixels, as x and y
     label: str  # number of the image of which it is the prototype, or nothing
     title: str  # what it is, in words
 
@@ -155,18 +156,18 @@ class Dot:
 @dataclass
 class TreePicture:
     "A tree, as it is drawn."
-    width: int
-    height: int
+    width: int  # pixels of the page
+    height: int  # likewise
     dots: list  # of `Dot`
     lines: list  # of (x, y, x, y), from parent to child
     alt: str  # what is to be seen, in words
-    caption: str = ""
+    caption: str = ""  # what stands beside it
 
 # %% ../../nbs/sharing/pictures.ipynb #dcb68332
 def draw_node(
     tree: ClusterTree,
     i: int,  # id of the node
-    column: float,  # where it stands, in leaves from the left
+    column: float,  # its place from left to right, of `node_columns`
     images: list,  # numbers of the images of which it is the prototype
 ) -> Dot:
     "Place a node of a tree."

@@ -22,6 +22,7 @@ import pandas as pd
 from ..config.commands import ReportConfig
 from ..config.settings import defaults_of
 from ..core import replacing
+from ..data.classes import split_names
 from ..data.images import resize_and_crop
 from ..distillation.runs import read_run
 from ..distillation.units import Job
@@ -35,7 +36,7 @@ from manifoldgd.sharing.facts import (
     accuracy_tables,
     coverage_table,
     format_coverage,
-    list_sources,
+    list_ingredients,
     metric_tables,
     runs_table,
     settings_table,
@@ -135,7 +136,7 @@ CLASSES = 20  # that are shown
 class Strip:
     "The images of a class, of one run."
     label: str  # name of the run, or nothing where there is one run only
-    remark: str  # a line below the pictures
+    remark: str  # of `write_remark`
     cells: list  # of `Cell`
 
 
@@ -160,7 +161,7 @@ def tree_key(
 ) -> Optional[tuple]:  # equal for runs with the same trees and prototypes; None: there are none
     "Say what decides about the trees of a run."
     choice = choice_of(subject.run.config)
-    grown = choice.prototypes in TREES and subject.prototypes
+    grown = choice.method in TREES and subject.prototypes
     return (subject.reference, choice) if grown else None
 
 # %% ../../nbs/sharing/report.ipynb #b5d455c1
@@ -192,15 +193,19 @@ def class_names(
 ) -> dict:  # class folder -> name, in the order of the runs
     "Collect the classes of runs."
     listed = [c for subject in subjects for c in subject.manifest["classes"]]
-    return {c["folder"]: c.get("name") or c["folder"] for c in reversed(listed[::-1])}
+    names = {}
+    for c in listed:
+        first, *_ = [*split_names(c["name"]), c["folder"]]  # of its synonyms
+        names.setdefault(c["folder"], first)
+    return names
 
 # %% ../../nbs/sharing/report.ipynb #0d6b01b6
 def class_part(
     subjects: list,  # of `Subject`
     measured: dict,  # label of a run -> class folder -> result of `class_coverage`
     number: int,  # of the class in the report
-    folder: str,
-    name: str,  # of the class
+    folder: str,  # of the class
+    name: str,  # what people call it
 ) -> dict:  # what the template needs
     "Put together what there is to see of a class."
     strips = []
@@ -284,6 +289,10 @@ def explain_images(
 ) -> str:
     "Say how the images are shown."
     text = "The images of each class."
+    depths = [fact.get("depth") for subject in subjects for fact in subject.facts.values()]
+    if any(depths):
+        text = ("Below each image are its number and, where it had a prototype in the tree of its "
+                "class, the depth of its node there (0: the whole class).")
     if any(subject.prototypes for subject in subjects):
         text = ("Below each image, in a frame, is the real image that is nearest to its prototype; "
                 "then its number, the depth of the prototype's node in the tree of its class (0: "
@@ -315,10 +324,10 @@ def asked_parts(
     labels = [subject.label for subject in subjects]
     configs = [run.config for run in runs]
     return {
-        "runs": runs_table(runs, labels),
+        "runs": runs_table(subjects),
         "settings": settings_table(configs, labels),
         "all_settings": settings_table(configs, labels, everything=True),
-        "sources": list_sources(subjects),
+        "ingredients": list_ingredients(subjects),
         "versions": version_table(subjects),
         "commands": [distill_command(config) for config in configs],
         "version": version("manifoldgd"),
