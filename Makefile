@@ -19,7 +19,7 @@ demo: $(VENV)/installed  ## install, distil the embedded digits five ways, train
 	$(BIN)/python experiments/demo.py
 
 test: $(VENV)/installed-dev  ## install for development, then run every page and test
-	OMP_NUM_THREADS=1 SLOW=$(SLOW) $(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 SLOW=$(SLOW) $(BIN)/python -m pytest -n logical --dist loadgroup tests
 
 refresh: $(VENV)/installed-dev  ## run the pages in place and store their outputs
 	$(BIN)/nbdev_export
