@@ -30,8 +30,9 @@ def classifiers(settings):
 
 def extras(settings):
     "List what is needed for some formats only, and for development, which needs it all."
-    needed = {name: shlex.split(settings[f"{name}_requirements"]) for name in ("hf", "dev")}
-    return needed | {"dev": needed["dev"] + needed["hf"]}
+    optional = {name: shlex.split(settings[f"{name}_requirements"]) for name in ("hf", "sd")}
+    development = shlex.split(settings["dev_requirements"])
+    return optional | {"dev": sum(optional.values(), development)}
 
 
 settings = read_settings()

@@ -50,7 +50,11 @@ class TaskSettings:
     strict: bool = setting(False, SOURCE_HELP["strict"], changes_images=False)
     backbone: str = setting(
         "digits", "The embedded backbone, a folder in diffusers layout, or a hub id such as "
-        "facebook/DiT-XL-2-256.", changes_images=False)
+        "facebook/DiT-XL-2-256 or stable-diffusion-v1-5/stable-diffusion-v1-5.",
+        changes_images=False)
+    prompt: Optional[str] = setting(
+        None, "Prompt of a class, with {name} in it, for a backbone that reads prompts (by "
+        "default: a photo of a {name}).")
     preset: PresetName = setting(
         "manifoldgd", "The method: where all settings below come from, unless given.")
     ipc: int = setting(10, "Images per class.", at_least=1)

@@ -14,9 +14,8 @@ from pathlib import Path
 from manifoldgd.backbones.backbone import (
     Backbone,
     fingerprint_of_files,
-    load_backbone,
-    match_labels,
 )
+from ..backbones.families import open_backbone
 from ..backbones.latents import LatentBank, encode, latent_bank
 from ..config.presets import DistillConfig, resolve
 from ..core import pick_device, progress_bar
@@ -63,8 +62,8 @@ def open_inputs(
     warn_of_imbalance(data)
     if config.images == "real" and config.prototypes == "random":
         return Inputs(data, None, [None] * len(data.classes))
-    backbone = load_backbone(config.backbone)
-    labels = match_labels(data.classes, backbone)
+    backbone = open_backbone(config.backbone, config.prompt)
+    labels = backbone.conditions(data.classes)
     warn_of_overlap(named_of(source), backbone.null_label)
     data.classes = data.classes.with_conditions(labels)
     return Inputs(data, backbone, labels)

@@ -26,6 +26,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..backbones.backbone import Backbone, load_backbone
+from ..backbones.families import open_backbone
 from ..backbones.latents import encode, latent_bank
 from ..config.commands import MetricsConfig
 from ..config.protocols import Protocol
@@ -273,7 +274,7 @@ def find_backbone(
     "Load the backbone whose latents are measured."
     used = [run.config.backbone for run in runs if uses_backbone(run)]
     spec = config.backbone or next(iter(used), None)
-    return load_backbone(spec).to(pick_device(config.device)) if spec else None
+    return open_backbone(spec).to(pick_device(config.device)) if spec else None
 
 # %% ../../nbs/evaluation/measurement.ipynb #735e3319
 @dataclass
