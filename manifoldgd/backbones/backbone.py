@@ -74,6 +74,11 @@ class Backbone:
         self.learned_variance = dit.out_channels == 2 * dit.in_channels
 
     @property
+    def denoiser(self) -> torch.nn.Module:
+        "The network that is asked at every step."
+        return self.transformer
+
+    @property
     def device(self) -> torch.device:
         "Where the denoiser is."
         return self.transformer.device

@@ -128,7 +128,7 @@ def crop_of(
     backbone: Backbone,
 ) -> Callable:  # (image, size) -> a square image
     "Choose the crop of a backbone's family."
-    return CROPS.get(type(backbone.transformer).__name__, resize_and_crop)
+    return CROPS.get(type(backbone.denoiser).__name__, resize_and_crop)
 
 
 def name_shards(

@@ -103,6 +103,11 @@ class StableDiffusion:
         return self.unet.config.addition_embed_type == "text_time"
 
     @property
+    def denoiser(self) -> torch.nn.Module:
+        "The network that is asked at every step."
+        return self.unet
+
+    @property
     def device(self) -> torch.device:
         "Where the denoiser is."
         return self.unet.device

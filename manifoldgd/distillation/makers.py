@@ -25,7 +25,7 @@ from ..guidance.manifold import ManifoldGuidance
 from ..guidance.mode import ModeGuidance
 from ..guidance.released import ReleasedGuidance
 from ..sampling.loop import NotFinite, sample
-from ..sampling.pipeline import classifier_free
+from ..sampling.pipeline import noise_model
 from ..sampling.schedulers import make_scheduler
 from ..sampling.trace import trace_table
 
@@ -196,11 +196,9 @@ class SampledImages:
     def sample(self, jobs: list, after_step: Callable = None) -> tuple:  # latents, trace
         "Sample the latents of some jobs."
         config, backbone, own = self.config, self.backbone, self.generators(jobs)
-        device = backbone.transformer.device
-        labels = torch.tensor([self.labels[j.c] for j in jobs], device=device)
-        eps_model = classifier_free(
-            backbone.transformer, labels, config.guidance_scale, config.cfg_channels)
-        noise = draw_noise(backbone.latent_shape, own, device)
+        conditions = [self.labels[j.c] for j in jobs]
+        eps_model = noise_model(backbone, conditions, config.guidance_scale, config.cfg_channels)
+        noise = draw_noise(backbone.latent_shape, own, backbone.device)
         scheduler = make_scheduler(config.scheduler, backbone)
         try:
             return sample(eps_model, noise, scheduler, self.guidance(jobs),
