@@ -25,6 +25,7 @@ from ..guidance.manifold import ManifoldGuidance
 from ..guidance.mode import ModeGuidance
 from ..guidance.released import ReleasedGuidance
 from ..sampling.loop import NotFinite, sample
+from ..sampling.networks import prepare_networks
 from ..sampling.pipeline import classifier_free
 from ..sampling.schedulers import make_scheduler
 from ..sampling.trace import trace_table
@@ -198,8 +199,8 @@ class SampledImages:
         config, backbone, own = self.config, self.backbone, self.generators(jobs)
         device = backbone.transformer.device
         labels = torch.tensor([self.labels[j.c] for j in jobs], device=device)
-        eps_model = classifier_free(
-            backbone.transformer, labels, config.guidance_scale, config.cfg_channels)
+        cfg = (config.guidance_scale, config.cfg_channels, config.cfg_start, config.cfg_stop)
+        eps_model = classifier_free(backbone.transformer, labels, *cfg)
         noise = draw_noise(backbone.latent_shape, own, device)
         scheduler = make_scheduler(config.scheduler, backbone)
         try:
@@ -231,6 +232,7 @@ def make_maker(
 ):  # one of the objects of this page
     "Choose the maker of a run's images."
     if config.images == "sample":
+        prepare_networks(backbone, config.dtype, config.compile, config.channels_last)
         return SampledImages(config, data.classes, backbone, labels, bank, prototypes)
     if config.images == "decode":
         return DecodedImages(backbone, prototypes)
