@@ -131,6 +131,12 @@ class SamplerSettings:
         4., "Scale of the classifier-free guidance (for the embedded backbone, 2).", at_least=0)
     cfg_channels: Optional[Union[int, Literal["all"]]] = method_setting(
         "all", "The first latent channels that the classifier-free guidance acts on.", at_least=1)
+    cfg_start: float = setting(
+        0., "Classifier-free guidance starts after this share of the steps.", at_least=0,
+        at_most=1)
+    cfg_stop: float = setting(
+        1., "Classifier-free guidance stops after this share of the steps: the steps without it "
+        "take half the time.", at_least=0, at_most=1)
 
 # %% ../../nbs/config/presets.ipynb #5e771a19
 PLANES = ("manifold", "released")  # the guidances that fit tangent planes
@@ -197,6 +203,13 @@ class ComputeSettings:
         "auto", "Threads that read and encode images and choose prototypes; auto: one per core.",
         at_least=1, changes_images=False)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.", changes_images=False)
+    dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32", "Type that the denoiser computes in; sampler, guidance and VAE stay in float32.")
+    compile: bool = setting(
+        False, "Compile the denoiser before the first image: slow at first, for long runs on a "
+        "GPU.")
+    channels_last: bool = setting(
+        False, "Store the VAE's images with their channels last, as a GPU's convolutions like it.")
 
 # %% ../../nbs/config/presets.ipynb #d6a8e57f
 @dataclass(frozen=True)
@@ -302,9 +315,11 @@ def check_numbers(
     config: DistillConfig,  # with every setting filled in
 ):
     "Raise an `InputError` for numbers that do not go together."
-    if config.start > config.stop:
-        raise InputError(f"Expected `start` to be at most `stop`, but got {config.start} "
-                         f"and {config.stop}.")
+    for start, stop in (("start", "stop"), ("cfg_start", "cfg_stop")):
+        low, high = getattr(config, start), getattr(config, stop)
+        if low > high:
+            raise InputError(f"Expected `{start}` to be at most `{stop}`, but got {low} "
+                             f"and {high}.")
     if config.scheduler == "ddpm":
         expect_between("num_inference_steps", config.num_inference_steps, 2,
                        advice="DDPM needs two steps.")

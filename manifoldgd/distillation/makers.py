@@ -25,6 +25,7 @@ from ..guidance.manifold import ManifoldGuidance
 from ..guidance.mode import ModeGuidance
 from ..guidance.released import ReleasedGuidance
 from ..sampling.loop import NotFinite, sample
+from ..sampling.networks import prepare_networks
 from ..sampling.pipeline import noise_model
 from ..sampling.schedulers import make_scheduler
 from ..sampling.trace import trace_table
@@ -197,7 +198,8 @@ class SampledImages:
         "Sample the latents of some jobs."
         config, backbone, own = self.config, self.backbone, self.generators(jobs)
         conditions = [self.labels[j.c] for j in jobs]
-        eps_model = noise_model(backbone, conditions, config.guidance_scale, config.cfg_channels)
+        cfg = (config.guidance_scale, config.cfg_channels, config.cfg_start, config.cfg_stop)
+        eps_model = noise_model(backbone, conditions, *cfg)
         noise = draw_noise(backbone.latent_shape, own, backbone.device)
         scheduler = make_scheduler(config.scheduler, backbone)
         try:
@@ -229,6 +231,7 @@ def make_maker(
 ):  # one of the objects of this page
     "Choose the maker of a run's images."
     if config.images == "sample":
+        prepare_networks(backbone, config.dtype, config.compile, config.channels_last)
         return SampledImages(config, data.classes, backbone, labels, bank, prototypes)
     if config.images == "decode":
         return DecodedImages(backbone, prototypes)
