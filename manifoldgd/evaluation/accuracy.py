@@ -32,12 +32,18 @@ from statistics import mean, median
 import pandas as pd
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..config.commands import EvaluateConfig
 from ..config.protocols import PROTOCOLS, Protocol, adapt, default_protocol, shorten
 from ..config.settings import to_dict
-from ..core import free_memory, git_commit, image_generator, keep_memory, pick_device
+from manifoldgd.core import (
+    free_memory,
+    git_commit,
+    image_generator,
+    keep_memory,
+    pick_device,
+    progress_bar,
+)
 from ..data.images import mean_and_std
 from ..data.sources import load_data, source_of
 from ..distillation.runs import Run, read_run
@@ -645,7 +651,7 @@ def evaluate(
         if progress and todo:
             announce(todo, config, device, pool, workers)
         title = f"{len(todo)} students"
-        with tqdm(total=100 * len(todo), desc=title, unit="%", disable=not progress or None) as bar:
+        with progress_bar(100 * len(todo), title, "%", progress) as bar:
             settings = (device, config.best, bar.update, end_with(stopped))
             futures = {pool.submit(train_and_test, trainings[i], *settings): i for i in missing}
             for future in as_completed(futures):

@@ -23,7 +23,6 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..backbones.backbone import Backbone, load_backbone
 from ..backbones.families import open_backbone
@@ -31,7 +30,7 @@ from ..backbones.latents import encode, latent_bank
 from ..config.commands import MetricsConfig
 from ..config.protocols import Protocol
 from ..config.settings import to_dict
-from ..core import cache_folder, git_commit, pick_device, replacing
+from ..core import cache_folder, git_commit, pick_device, progress_bar, replacing
 from ..data.images import ImageData, mean_and_std
 from ..data.sources import load_data, source_of
 from ..distillation.runs import Run, read_run
@@ -136,7 +135,7 @@ def see_images(
     seen = []
     batches = torch.arange(len(data)).split(64)
     name = f"features of {data.name}"
-    for batch in tqdm(batches, desc=name, leave=False, disable=not progress or None):
+    for batch in progress_bar(batches, name, "batches", progress, leave=False):
         images = data.images(batch, size, channels)
         seen.append(torch.as_tensor(see(images)).float().cpu())
     return torch.cat(seen)
@@ -421,7 +420,7 @@ def measure_runs(
     floors = {ipc: draw_floor(real, ipc, config.draws) for ipc in {run.config.ipc for run in runs}}
     shared = describe_measurement(config, data, source)
     rows = []
-    for run, numbers in zip(tqdm(runs, desc="runs", disable=not progress or None), labels):
+    for run, numbers in zip(progress_bar(runs, "measure", "runs", progress), labels):
         found = measure(real, source.of(run.data, numbers))
         rows += metric_rows(shared | describe_run(run), found, floors[run.config.ipc])
     rows = pd.DataFrame(rows)[list(COLUMNS)]

@@ -15,13 +15,12 @@ import json
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from ..backbones.backbone import Backbone
 from ..backbones.latents import decode, encode
 from ..config.commands import PretrainConfig
 from ..config.settings import check_config, from_dict, to_dict
-from ..core import image_generator, image_grid, pick_device, replacing
+from ..core import image_generator, image_grid, pick_device, progress_bar, replacing
 from ..data.images import ImageData
 from ..data.sources import Source, load_data, source_of
 from ..errors import InputError
@@ -119,7 +118,7 @@ def encode_views(
     "Encode every training image in several views, and scale the latents to standard deviation 1."
     vae.register_to_config(scaling_factor=1.)
     latents = []
-    for v in tqdm(range(config.views), desc="encode", disable=not progress or None):
+    for v in progress_bar(range(config.views), "encode", "views", progress):
         views = images  # one view of the dataset in memory at a time
         if v > 0:
             views = augment(images, config, image_generator(config.seed, "views", v))
