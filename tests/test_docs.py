@@ -262,6 +262,7 @@ def test_the_search_finds_definitions_first(site):
 
 # The check can fail
 
+PNG = {"image/png": "iVBO"}
 SIDEBAR = {"website": {"sidebar": {"contents": ["a.ipynb"]}}}
 QUARTO = SIDEBAR | {"format": {"html": {"html-math-method": "mathml"}}}
 
@@ -282,7 +283,8 @@ def write_site(folder, *cells, quarto=QUARTO, styles="$web-font-path: false;"):
 
 def test_a_sound_site_passes(tmp_path):
     told = cell("## Here\n\n[here](#here), $x_i$, `[x](y)`\n\n```\n[x](y)\n```")
-    drawn = cell('#| fig-alt: "A dot."\nplot()', "code", **{"image/png": "iVBO"})
+    said = '#| fig-cap: "The only point."\n#| fig-alt: "A dot."\n'
+    drawn = cell(f"{said}plot()", "code", **PNG)
     assert check.problems(write_site(tmp_path, told, drawn)) == []
 
 
@@ -305,7 +307,10 @@ def test_a_sound_site_passes(tmp_path):
         (cell("```python\nX(a=<factory>)\n```"), "a default that says nothing"),
         (cell("```python\ndef Node(a)->None:\n```"), "a class shown as a function"),
         (cell("```python\nf(a) # [`Job`](x)\n```"), "a link inside code"),
-        (cell("plot()", "code", **{"image/png": "iVBO"}), "without alternative text"),
+        (cell("plot()", "code", **PNG), "a picture without fig-alt: plot()"),
+        (cell('#| fig-alt: "A dot."\nplot()', "code", **PNG), "a picture without fig-cap: plot()"),
+        (cell('#| fig-cap: "A"\n#| fig-alt: "A"\nf()', "code", **PNG), "is its alternative text"),
+        (cell("![](a.ipynb)"), "without alternative text"),
     ],
 )
 def test_a_broken_page_fails(tmp_path, broken, expected):

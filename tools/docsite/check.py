@@ -225,13 +225,29 @@ def odd_texts(pages, folder):
                 yield f"{page.name}: a link inside code: {block.strip()[:60]}"
 
 
-def silent_pictures(pages, folder):
-    "Pictures without an alternative text."
+def bare_pictures(pages, folder):
+    "Pictures without a caption or without an alternative text, or with the same for both."
     for page in pages.values():
-        bare = [source for source in page.pictures if "#| fig-alt:" not in source]
-        drawn = re.findall(r"!\[\]\([^)]+\)(?!\{[^}]*alt=)", page.prose)
-        for source in bare + drawn:
-            yield f"{page.name}: a picture without alternative text: {source.strip()[:60]}"
+        for source in page.pictures:
+            said = {name: option(source, name) for name in ("fig-cap", "fig-alt")}
+            for name in [name for name, words in said.items() if not words]:
+                yield f"{page.name}: a picture without {name}: {first_line(source)}"
+            if said["fig-cap"] and said["fig-cap"] == said["fig-alt"]:
+                yield f"{page.name}: a picture whose caption is its alternative text"
+        for source in re.findall(r"!\[\]\([^)]+\)(?!\{[^}]*alt=)", page.prose):
+            yield f"{page.name}: a picture without alternative text: {source}"
+
+
+def option(source, name):
+    "The value of an option of a cell, or nothing."
+    found = re.search(rf'^#\| {name}: "(.+)"$', source, flags=re.M)
+    return found[1] if found else ""
+
+
+def first_line(source):
+    "The first line of code of a cell."
+    lines = [line for line in source.splitlines() if not line.startswith("#|")]
+    return lines[0][:60] if lines else ""
 
 
 def formulas(pages):
@@ -287,7 +303,7 @@ CHECKS = (
     network_options,
     long_lines,
     odd_texts,
-    silent_pictures,
+    bare_pictures,
     bad_formulas,
 )
 
