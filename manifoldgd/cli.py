@@ -90,8 +90,8 @@ def parse(
     given = tyro.cli(
         Union[commands], prog="manifoldgd", args=arguments,
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
-        description="Distil a labelled image dataset into a few images per class, without "
-        "training: hierarchical prototypes and manifold guidance.")
+        description="Distil a labelled image dataset into a few images per class, "
+        "without training anything.")
     config = next(c for c in COMMANDS.values() if c.__name__ == type(given).__name__)
     return config(**vars(given))
 

@@ -1,6 +1,8 @@
 """The scripts that measure: nothing happens at import, each has a table, and no row is lost."""
 import argparse
 import importlib
+import itertools
+import subprocess
 import sys
 
 import matplotlib
@@ -10,6 +12,7 @@ import torch
 from conftest import ROOT
 
 from manifoldgd.core import git_commit
+from manifoldgd.evaluation.comparison import t_interval
 from manifoldgd.geometry.neighborhood import find_candidates, stack_candidates
 from manifoldgd.guidance.guidance import Step
 from manifoldgd.guidance.manifold import ManifoldGuidance
@@ -63,6 +66,35 @@ def test_a_script_says_its_table_and_its_command(load, name):
 def test_scripts_and_tables_have_one_stem():
     tables = {p.stem for p in (ROOT / "results").glob("*.csv")}
     assert tables - QUOTED == set(SCRIPTS) - UNMEASURED
+
+
+def git(*arguments):
+    "What git says of this repository, or nothing."
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@pytest.mark.skipif(
+    git("rev-parse", "--is-shallow-repository") != "false",
+    reason="the commits of the tables are looked for in the whole history",
+)
+def test_tables_were_measured_with_commits_of_this_history():
+    history = set(git("rev-list", "HEAD").splitlines())
+    for path in (ROOT / "results").glob("*.csv"):
+        table = pd.read_csv(path)
+        commits = set(table["commit"]) if path.stem not in QUOTED else set()
+        assert commits <= history, f"{path.name} names a commit that is not in the history."
+
+
+def test_three_seeds_tell_no_strength_of_the_presets_from_another():
+    "What the page of presets says of `results/preset_strength.csv`."
+    rows = pd.read_csv(ROOT / "results" / "preset_strength.csv")
+    rows["arm"] = rows.run.str.extract(r"([^/]+)-ipc")[0]
+    means = rows.groupby(["generation_seed", "arm"]).top1_last.mean().unstack()
+    assert means.shape == (3, 7)
+    for one, other in itertools.combinations(means, 2):
+        mean, _, interval = t_interval(means[one] - means[other])
+        assert abs(mean) < interval, f"{one} and {other}"
 
 
 def test_a_wrong_option_is_refused(load, capsys):

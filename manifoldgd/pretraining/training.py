@@ -290,8 +290,8 @@ def describe_plan(
         f"Encoding in {config.views} view(s): {minutes['encode']}.",
         f"DiT {config.hidden_size} wide with {config.num_layers} blocks: "
         f"{config.dit_steps:,} steps of {config.dit_batch_size}{low['dit']}: {minutes['dit']}.",
-        f"Together about {sum(seconds.values()) / 60:.0f} min, if the machine stays as busy as "
-        "it is. It may be stopped at any time; the same command goes on.",
+        f"Together about {sum(seconds.values()) / 60:.0f} min, if the machine stays this busy.",
+        "It may be stopped at any time; the same command goes on.",
     ])
 
 # %% ../../nbs/pretraining/training.ipynb #eb39e8fc
@@ -364,7 +364,7 @@ def model_card(
     config: PretrainConfig,  # with `channels` set
     data: ImageData,  # the training data
     figures: dict,  # what was measured -> value
-    licence: str = YOURS,
+    licence: str = YOURS,  # the sentence under that heading
     doubts: tuple = (),  # sentences that say why it may be too poor to distil with
 ) -> str:  # markdown
     "Describe a trained backbone: data, recipe, figures, licence."
