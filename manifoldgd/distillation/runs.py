@@ -85,7 +85,7 @@ def differences(
     inputs = ("data_fingerprint", "backbone_fingerprint", "classes")
     return same_run(*configs) + [key for key in inputs if stored.get(key) != wanted[key]]
 
-# %% ../../nbs/distillation/runs.ipynb #89e1d106
+# %% ../../nbs/distillation/runs.ipynb #bf0ce8b4
 def check_settings(
     stored: dict,  # the settings of a manifest
 ):
@@ -98,7 +98,7 @@ def check_settings(
     if left_open:
         raise InputError(f"Expected every setting to have a value, but {left_open[0]} has none.")
 
-# %% ../../nbs/distillation/runs.ipynb #b0e610bb
+# %% ../../nbs/distillation/runs.ipynb #02ea96ae
 def check_classes(
     rows: list,  # of dicts, as `ClassMap.rows` writes them
 ):
@@ -316,7 +316,7 @@ class RunFolder:
             os.unlink(own)
         return manifest
 
-# %% ../../nbs/distillation/runs.ipynb #5919a59b
+# %% ../../nbs/distillation/runs.ipynb #0865fb8b
 def run_key(
     manifest: dict,
 ) -> str:  # 64 hex digits
@@ -334,7 +334,7 @@ def record_digest(
     said = {key: record[key] for key in sorted(record) if key != "digest"}
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
-# %% ../../nbs/distillation/runs.ipynb #776efaac
+# %% ../../nbs/distillation/runs.ipynb #b6595dd4
 def is_sound(
     record: dict,  # of a unit
 ) -> bool:
@@ -383,12 +383,13 @@ def save_unit(
         with replacing(run.path / job.name) as temporary:
             temporary.write_bytes(data)
     record = make_record(unit, batch, lines, encoded)
-    record["run"] = run_key(read_manifest(run.manifest, "Make the run again."))
+    if run.manifest.exists():
+        record["run"] = run_key(read_manifest(run.manifest, "Make the run again."))
     record["digest"] = record_digest(record)
     with replacing(run.path / unit.name) as temporary:
         temporary.write_text(json.dumps(record))
 
-# %% ../../nbs/distillation/runs.ipynb #9ccc7e42
+# %% ../../nbs/distillation/runs.ipynb #5d8f0cf6
 def hash_file(
     path: Path,
 ) -> str:  # 64 hex digits; empty where there is no file to be read
@@ -415,7 +416,7 @@ def is_damaged(
     hashes = record["images"].items()
     return strange or any(hash_file(run.path / name) != digest for name, digest in hashes)
 
-# %% ../../nbs/distillation/runs.ipynb #7802932f
+# %% ../../nbs/distillation/runs.ipynb #8f28bbf7
 def drop_damaged(
     run: RunFolder,
     units: list,  # of `Unit`: all of the run
@@ -552,7 +553,7 @@ def images_in(
         found |= {(below / name).as_posix() for name in names if is_image(name)}
     return found
 
-# %% ../../nbs/distillation/runs.ipynb #afcb08cf
+# %% ../../nbs/distillation/runs.ipynb #e65f2d93
 def first_change(
     folder: Path,  # of the run
     manifest: dict,  # of the finished run
