@@ -13,18 +13,19 @@ import json
 import math
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Optional
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from .backbone import Backbone, hash_networks
+from .kept import keep_tensors, look_into, read_kept
 from manifoldgd.core import (
     cache_folder,
     free_memory,
@@ -32,9 +33,14 @@ from manifoldgd.core import (
     keep_memory,
     one_core_each,
     progress_bar,
-    replacing,
 )
-from ..data.images import ImageData, class_fingerprints, halve_and_crop, resize_and_crop
+from manifoldgd.data.images import (
+    ImageData,
+    class_fingerprints,
+    file_facts,
+    halve_and_crop,
+    resize_and_crop,
+)
 from ..errors import InputError
 
 # %% ../../nbs/backbones/latents.ipynb #e4bbfeed
@@ -86,25 +92,20 @@ class Shard:
         "Tell whether the file is there and holds what it should, by its header."
         if not self.shape[0]:  # a class without images needs no file
             return True
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                latents = file.get_slice("latents")
-                found = (file.metadata() or {}).get("key"), tuple(latents.get_shape())
-                return found == (self.key, self.shape) and latents.get_dtype() == "F32"
-        except (OSError, SafetensorError):
-            return False
+        return look_into(self.path, self.key) == {"latents": ("F32", self.shape)}
 
-    def read(self) -> torch.Tensor:  # (n, c, h, w) float32
+    def read(self,
+        check: bool = True,  # compare the numbers with their digest
+    ) -> Optional[torch.Tensor]:  # (n, c, h, w) float32; None: they are damaged
         "Read the latents."
         if not self.shape[0]:
             return torch.empty(self.shape)
-        with safe_open(self.path, framework="pt") as file:
-            return file.get_tensor("latents").clone()  # off the file, and aligned as torch does
+        found = read_kept(self.path, self.key, check) if self.is_whole() else None
+        return found and found[0]["latents"]
 
     def write(self, latents: torch.Tensor):
         "Write the latents, whole or not at all."
-        with replacing(self.path) as temporary:
-            save_file({"latents": latents.contiguous()}, temporary, {"key": self.key})
+        keep_tensors(self.path, self.key, {"latents": latents})
 
 # %% ../../nbs/backbones/latents.ipynb #3ed9d9cc
 @dataclass
@@ -112,10 +113,24 @@ class ShardedBank:
     "The scaled latents of a dataset, in a file for each class."
     shards: list  # one `Shard` per class
     labels: torch.Tensor  # (N,) place of each image's class in the dataset's list
+    encode_again: Callable = None  # (number of a class) -> None: makes its shard once more
+    checked: dict = field(default_factory=dict)  # class -> size and time of the file, then
 
     def of_class(self, c: int) -> torch.Tensor:
-        "Read the latents of class `c`, in the dataset's order."
-        return self.shards[c].read()
+        "Read the latents of class `c`, in the dataset's order; damaged ones are made again."
+        shard = self.shards[c]
+        facts = file_facts(shard.path, shard.key)
+        latents = shard.read(check=self.checked.get(c) != facts)
+        if latents is None and self.encode_again:
+            warnings.warn(f"The latents in {shard.path.name} were damaged, and are made again.",
+                          stacklevel=2)
+            self.encode_again(c)
+            latents = shard.read()
+        if latents is None:
+            raise InputError(f"Expected {shard.path} to hold latents, but it was damaged. "
+                             "Repeat the command: it makes them again.")
+        self.checked[c] = facts
+        return latents
 
     @property
     def latents(self) -> torch.Tensor:  # (N, c, h, w) float32
@@ -282,10 +297,15 @@ def latent_bank(
     "Encode a dataset, or find its latents in the cache."
     shards = name_shards(backbone, data, prints or class_fingerprints(data, progress))
     new = {c: shard for c, shard in enumerate(shards) if not shard.is_whole()}
+    batch_size = batch_size or usual_batch_size(backbone.image_size)
+    encoder = Encoder(backbone, data)
     if new:
-        batch_size = batch_size or usual_batch_size(backbone.image_size)
         workers = threads_that_fit(backbone, batch_size, workers)
         if backbone.vae.device.type == "cpu":
             keep_memory()
-        encode_classes(Encoder(backbone, data), new, batch_size, workers, progress)
-    return ShardedBank(shards, data.labels)
+        encode_classes(encoder, new, batch_size, workers, progress)
+
+    def encode_again(c):
+        encode_classes(encoder, {c: shards[c]}, batch_size, 1, False)
+
+    return ShardedBank(shards, data.labels, encode_again)

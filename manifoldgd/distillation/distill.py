@@ -16,16 +16,17 @@ from manifoldgd.backbones.backbone import (
     fingerprint_of_files,
 )
 from ..backbones.families import open_backbone
-from ..backbones.latents import LatentBank, encode, latent_bank
+from ..backbones.latents import LatentBank, crop_of, encode, latent_bank
 from ..config.presets import DistillConfig, resolve
 from ..core import pick_device, progress_bar
 from ..data.images import ImageData, class_fingerprints, hash_classes
 from ..data.named import warn_of_overlap
 from ..data.sources import load_data, named_of, source_of
-from .engine import run_units
+from .engine import claimed, run_units
 from .makers import make_maker
 from manifoldgd.distillation.runs import (
     RunFolder,
+    drop_damaged,
     finish,
     is_complete,
     new_manifest,
@@ -177,7 +178,8 @@ def real_spread(
         return sum(map(Moments.of, parts), Moments()).deviation
     n, backbone = len(inputs.data), inputs.backbone
     chosen = range(0, n, max(1, n // SOME))
-    images = inputs.data.images(chosen, backbone.image_size, backbone.channels)
+    crop = crop_of(backbone)
+    images = inputs.data.images(chosen, backbone.image_size, backbone.channels, crop)
     parts = [encode(backbone.vae, part) for part in images.split(16)]
     return sum(map(Moments.of, parts), Moments()).deviation
 
@@ -187,7 +189,7 @@ def warn_of_spread(
     manifest: dict,  # of a finished run
 ):
     "Warn if the finished latents scatter much more or less than the real ones."
-    own, real = manifest["latents_spread"], manifest["real_spread"]
+    own, real = manifest.get("latents_spread"), manifest.get("real_spread")
     if own and real and abs(own / real - 1) > FAR:
         warnings.warn(
             f"The finished latents have a standard deviation of {own:.2f}, the real ones of "
@@ -208,6 +210,7 @@ def distill(
     fingerprints = inputs.fingerprints(prints)
     manifest = run.claim(new_manifest(config, inputs.data, inputs.labels, fingerprints))
     units = cut(plan(inputs.data.classes, config.ipc), config.batch_size)
+    drop_damaged(run, units, claimed)
 
     if not all(is_complete(run, unit) for unit in units):
         if inputs.backbone:

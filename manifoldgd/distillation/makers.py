@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from ..backbones.backbone import Backbone
-from ..backbones.latents import LatentBank, decode
+from ..backbones.latents import LatentBank, crop_of, decode
 from ..config.presets import DistillConfig, guidance_settings
 from ..core import draw_noise, image_generator, to_pil, to_points
 from ..data.images import ImageData
@@ -120,7 +120,8 @@ class NearestImages:
         "Copy the nearest images of some jobs, at the backbone's size."
         numbers = [self.nearest(job) for job in jobs]
         size, channels = self.backbone.image_size, self.backbone.channels
-        return Batch(to_pil(self.data.images(numbers, size, channels)))
+        crop = crop_of(self.backbone)
+        return Batch(to_pil(self.data.images(numbers, size, channels, crop)))
 
     def facts(self, job: Job) -> dict:
         "Name the prototype."
