@@ -11,7 +11,6 @@ __all__ = ['BUDGET', 'TINY', 'COLUMNS', 'KEY', 'Bench', 'load_bench', 'expect_sa
            'read_rows', 'add_row', 'find_row', 'announce', 'evaluate']
 
 # %% ../../nbs/evaluation/accuracy.ipynb #966fae4e
-import io
 import json
 import os
 import platform
@@ -38,7 +37,7 @@ from ..config.commands import EvaluateConfig
 from ..config.protocols import PROTOCOLS, Protocol, adapt, default_protocol, shorten
 from ..config.settings import to_dict
 from ..core import free_memory, git_commit, image_generator, keep_memory, pick_device
-from ..data.images import mean_and_std
+from ..data.images import mean_and_std, open_image
 from ..data.sources import load_data, source_of
 from ..distillation.runs import Run, read_run
 from ..errors import InputError, expect_between, expect_one_of
@@ -109,7 +108,7 @@ def image_size(
     "Measure the images of a run: the median shorter side of the first of 20 classes at most."
     some = range(min(20, len(run.data.classes)))
     raws = [run.data.raw(int(run.data.of_class(c)[0])) for c in some]
-    return int(median(min(Image.open(io.BytesIO(raw)).size) for raw in raws))
+    return int(median(min(open_image(raw).size) for raw in raws))
 
 # %% ../../nbs/evaluation/accuracy.ipynb #4f53eca0
 def default_for(
