@@ -11,7 +11,6 @@ __all__ = ['BUDGET', 'TINY', 'COLUMNS', 'KEY', 'Bench', 'load_bench', 'expect_sa
            'read_rows', 'add_row', 'find_row', 'announce', 'evaluate']
 
 # %% ../../nbs/evaluation/accuracy.ipynb #966fae4e
-import io
 import json
 import os
 import platform
@@ -44,11 +43,11 @@ from manifoldgd.core import (
     pick_device,
     progress_bar,
 )
-from ..data.images import mean_and_std
+from ..data.images import mean_and_std, open_image
 from ..data.sources import load_data, source_of
 from ..distillation.runs import Run, read_run
 from ..errors import InputError, expect_between, expect_one_of
-from .tables import put_row, read_table, same_key, write_table
+from .tables import add_rows, expect_writable, read_table, same_key
 from manifoldgd.students.cost import (
     Pace,
     Workload,
@@ -115,7 +114,7 @@ def image_size(
     "Measure the images of a run: the median shorter side of the first of 20 classes at most."
     some = range(min(20, len(run.data.classes)))
     raws = [run.data.raw(int(run.data.of_class(c)[0])) for c in some]
-    return int(median(min(Image.open(io.BytesIO(raw)).size) for raw in raws))
+    return int(median(min(open_image(raw).size) for raw in raws))
 
 # %% ../../nbs/evaluation/accuracy.ipynb #4f53eca0
 def default_for(
@@ -587,10 +586,10 @@ def read_rows(
 ) -> pd.DataFrame:
     "Read a table of results; rows of earlier versions name every setting."
 
-    def tidy(rows):
-        return rows.assign(settings=[shorten(json.loads(text)) for text in rows.settings])
+    def tidy(settings):
+        return shorten(json.loads(settings))
 
-    return read_table(path, COLUMNS, ("top1_best",), "results", tidy)
+    return read_table(path, COLUMNS, ("top1_best",), "results", {"settings": tidy})
 
 
 def add_row(
@@ -598,7 +597,7 @@ def add_row(
     row: dict,
 ):
     "Add a training to the table, without an earlier row of the same training."
-    write_table(path, put_row(read_rows(path), row, KEY))
+    add_rows(path, pd.DataFrame([row])[list(COLUMNS)], KEY, read_rows)
 
 # %% ../../nbs/evaluation/accuracy.ipynb #28158974
 def find_row(
@@ -638,6 +637,7 @@ def evaluate(
     "Train students on every run, or go on with an evaluation that was stopped."
     trainings = list_trainings(config)
     stored = read_rows(config.out)
+    expect_writable(config.out)
     device = pick_device(config.device)
     if not config.protocol:
         print(explain_protocol([t.run for t in trainings], trainings[0].name))

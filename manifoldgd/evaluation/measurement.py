@@ -36,7 +36,7 @@ from ..data.sources import load_data, source_of
 from ..distillation.runs import Run, read_run
 from ..errors import InputError, expect_between
 from .metrics import FeatureSet, measure, real_floor
-from .tables import read_table
+from .tables import add_rows, expect_writable, read_table
 from ..students.training import Normalize, make_student, train_student
 
 # %% ../../nbs/evaluation/measurement.ipynb #6a7335f3
@@ -340,14 +340,10 @@ def read_metrics(
 
 def replace_rows(
     path,  # of the CSV file to write
-    stored: pd.DataFrame,  # what it held
     rows: pd.DataFrame,  # what was measured now
 ):
     "Write a table with new rows in the place of those of the same key."
-    tables = [table for table in (stored, rows) if len(table)]
-    kept = pd.concat(tables).drop_duplicates(KEY, keep="last")
-    with replacing(path) as temporary:
-        kept.to_csv(temporary, index=False)
+    add_rows(path, rows, KEY, read_metrics)
 
 # %% ../../nbs/evaluation/measurement.ipynb #96cee7c5
 def describe_measurement(
@@ -412,7 +408,8 @@ def measure_runs(
 ) -> pd.DataFrame:  # one row per run and metric
     "Measure runs and real images, and keep the rows."
     runs, data, labels = open_runs(config)
-    stored = read_metrics(config.out)
+    read_metrics(config.out)  # a damaged table is found before anything is measured
+    expect_writable(config.out)
     backbone = find_backbone(config, runs)
     source = choose_source(config, data, backbone, network, size, progress)
     known = latent_bank(backbone, data, progress=progress).latents if backbone else None
@@ -424,7 +421,7 @@ def measure_runs(
         found = measure(real, source.of(run.data, numbers))
         rows += metric_rows(shared | describe_run(run), found, floors[run.config.ipc])
     rows = pd.DataFrame(rows)[list(COLUMNS)]
-    replace_rows(config.out, stored, rows)
+    replace_rows(config.out, rows)
     return rows
 
 # %% ../../nbs/evaluation/measurement.ipynb #9cac150d
