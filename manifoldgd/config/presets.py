@@ -189,10 +189,17 @@ class ComputeSettings:
     batch_size: int = setting(
         50, "Images made together, a unit of work; part of what makes two runs the same.",
         at_least=1)
+    engine: str = setting(
+        "local", "local: this machine; ray: this machine and all of its GPUs, by Ray; ray:ADDRESS: "
+        "a Ray cluster.", changes_images=False)
     workers: Union[int, Literal["auto"]] = setting(
-        "auto", "Threads that read and encode images and choose prototypes; auto: one per core.",
-        at_least=1, changes_images=False)
+        "auto", "Workers side by side, from the first image that is read to the last that is made, "
+        "processes that share the cores and GPUs; auto: this process alone, with all cores; with "
+        "ray, one worker per GPU or core.", at_least=1, changes_images=False)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.", changes_images=False)
+    dry_run: bool = setting(
+        False, "Print the plan and what it will take, by two timed steps, and make nothing.",
+        changes_images=False)
 
 # %% ../../nbs/config/presets.ipynb #d6a8e57f
 @dataclass(frozen=True)
