@@ -11,6 +11,7 @@ __all__ = ['STARTING', 'PATIENCE', 'STORE', 'claimed', 'make_claimed', 'until_co
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections import Counter, deque
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
 
 from ..core import cache_folder
 from .runs import RunFolder, is_complete
@@ -204,6 +206,7 @@ def serve(
 ):
     "Do what comes through a pipe, until it ends."
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine is told, and hangs up
+    tqdm.set_lock(threading.RLock())  # by default one that outlives a killed process
     os.environ.update(variables)
     torch.set_num_threads(threads)
     try:
