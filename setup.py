@@ -29,9 +29,10 @@ def classifiers(settings):
 
 
 def extras(settings):
-    "List what is needed for some formats only, and for development, which needs it all."
-    needed = {name: shlex.split(settings[f"{name}_requirements"]) for name in ("hf", "dev")}
-    return needed | {"dev": needed["dev"] + needed["hf"]}
+    "List what is needed for some formats or engines only, and for development, which needs it all."
+    names = ("hf", "ray", "dev")
+    needed = {name: shlex.split(settings[f"{name}_requirements"]) for name in names}
+    return needed | {"dev": needed["dev"] + needed["hf"] + needed["ray"]}
 
 
 settings = read_settings()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNBALANCED', 'SOME', 'FAR', 'Inputs', 'open_inputs', 'check_ipc', 'warn_of_imbalance', 'Session', 'open_session',
            'needs_prototypes', 'choice_of', 'prepare', 'metadata_line', 'make_and_save', 'make_here', 'title_of',
-           'spread_of', 'bank_spread', 'real_spread', 'warn_of_spread', 'session_in_worker', 'prepare_class',
+           'spread_of', 'bank_spread', 'real_spread', 'warn_of_spread', 'session_in_worker', 'prepare_class', 'lacking',
            'unprepared', 'expect_prepared', 'maker_in_worker', 'make_unit', 'prepare_elsewhere', 'make_elsewhere',
            'distill', 'make_missing', 'warn_of_lost_trace']
 
@@ -330,20 +330,25 @@ def prepare_class(
     cached_prototypes(bank, data.classes, choice_of(config), False, threads)
 
 # %% ../../nbs/distillation/distill.ipynb #c4000026
+def lacking(
+    session: Session,
+) -> tuple:  # numbers of the classes without latents in the cache, and of those without prototypes
+    "Look what the cache holds."
+    if not needs_prototypes(session):
+        return [], []
+    classes, choice = session.inputs.data.classes, choice_of(session.config)
+    shards = name_shards(session.inputs.backbone, session.inputs.data, session.prints)
+    keys = [choice.key(shard.key, info.folder) for shard, info in zip(shards, classes)]
+    chosen = [prototype_file(info.folder, key) for info, key in zip(classes, keys)]
+    return ([c for c, shard in enumerate(shards) if not shard.is_whole()],
+            [c for c, path in enumerate(chosen) if not path.exists()])
+
+
 def unprepared(
     session: Session,
 ) -> list:  # numbers of classes
     "List the classes whose latents or prototypes are not in the cache."
-    if not needs_prototypes(session):
-        return []
-    data, choice = session.inputs.data, choice_of(session.config)
-    shards = name_shards(session.inputs.backbone, data, session.prints)
-    missing = []
-    for c, (shard, info) in enumerate(zip(shards, data.classes)):
-        chosen = prototype_file(info.folder, choice.key(shard.key, info.folder))
-        if not (shard.is_whole() and chosen.exists()):
-            missing.append(c)
-    return missing
+    return sorted(set().union(*lacking(session)))
 
 
 def expect_prepared(
@@ -418,6 +423,9 @@ def distill(
 ) -> Path:  # the folder of the run
     "Distil a dataset, or finish a run that was stopped."
     config = resolve(config)
+    if config.dry_run:
+        raise InputError("Expected `dry_run` to be False where a run is made; `dry_run(config)` "
+                         "tells what it would take.")
     pick_device(config.device)
     with open_engine(config.engine, config.workers, config.device) as engine:
         threads = engine.threads if engine else torch.get_num_threads()
