@@ -29,8 +29,9 @@ def classifiers(settings):
 
 
 def extras(settings):
-    "List what is needed for some formats only, and for development, which needs it all."
-    optional = {name: shlex.split(settings[f"{name}_requirements"]) for name in ("hf", "sd")}
+    "List what is needed for some formats, models or engines, and for development: all of it."
+    names = ("hf", "sd", "ray")
+    optional = {name: shlex.split(settings[f"{name}_requirements"]) for name in names}
     development = shlex.split(settings["dev_requirements"])
     return optional | {"dev": sum(optional.values(), development)}
 
