@@ -49,6 +49,10 @@ setup(
     license_files=["LICENSE"],
     classifiers=classifiers(settings),
     python_requires=f">={settings['min_python']}",
+    # Named, the root makes an editable install a plain line in a .pth file. Otherwise a finder
+    # stands behind the search of folders, and beside a checkout called manifoldgd Python takes that
+    # folder for the package.
+    package_dir={"": "."},
     packages=find_packages(include=["manifoldgd", "manifoldgd.*"]),
     package_data={"manifoldgd": ["weights/**/*", "tables/*", "templates/*"]},
     zip_safe=False,

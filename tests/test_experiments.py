@@ -22,7 +22,7 @@ NAMES = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
 SHARED = {"ledger", "sweep"}  # what the scripts have in common
 SCRIPTS = [name for name in NAMES if name not in SHARED]
 QUOTED = {"published"}  # tables of published figures, which no script measures
-UNMEASURED = {"own_backbone", "own_data"}  # not run to their end yet
+UNMEASURED = {"own_backbone", "own_data", "sampler_speed"}  # not run to their end yet
 
 
 @pytest.fixture
@@ -246,3 +246,59 @@ def test_a_strength_without_finite_samples_has_rows_without_results(strength, mo
     monkeypatch.setattr(strength, "make_images", lost)
     missing = [{"seed": 0, "training_seed": 0}, {"seed": 0, "training_seed": 1}]
     assert list(strength.rows_of(None, None, None, missing)) == missing
+
+
+# The speed of the sampler
+
+@pytest.fixture
+def speed(load):
+    return load("sampler_speed")
+
+
+CHEAP = ["guided", "plain", "batched", "batch", "latent", "neighbors", "matmul"]
+
+
+def run_script(module, monkeypatch, *arguments):
+    "Run a script with these arguments."
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
+    module.main()
+
+
+def test_figures_of_a_tiny_sampler(speed, monkeypatch, tmp_path):
+    "All rows are there, each has a ratio, and a second run has nothing to do."
+    path = tmp_path / "table.csv"
+    arguments = ("--model", "tiny", "--repeats", "1", "--out", str(path), "--figures", *CHEAP)
+    run_script(speed, monkeypatch, *arguments)
+    table = pd.read_csv(path)
+    settings = {name: speed.FIGURES[name].settings for name in CHEAP}
+    settings["latent"] = ("side 4", "side 8", "side 16")
+    for name in CHEAP:
+        assert table[table.figure == name].setting.tolist() == list(settings[name])
+    others = table[table.figure != "matmul"]
+    assert (others.ratio - others.seconds / others.beside).abs().max() < 1e-3 * others.ratio.max()
+    assert table.ratio.gt(0).all()
+    before = path.read_bytes()
+    run_script(speed, monkeypatch, *arguments)
+    assert path.read_bytes() == before
+
+
+def test_the_plain_sampler_makes_the_same_samples(speed):
+    "Another way to the same latents, written from the formulas, so that the comparison is fair."
+    bench = speed.Bench("tiny", torch.device("cpu"))
+    images = bench.images(2)
+    unguided = bench.run(images)
+    guided = bench.run(images, images.guidance())
+    plain = torch.cat([speed.plain_sample(bench, images.one(k)) for k in range(2)])
+    torch.testing.assert_close(plain, guided, atol=1e-3, rtol=1e-4)
+    assert (guided - unguided).norm() > 100 * (guided - plain).norm()
+
+
+def test_missing_rows_of_the_sampler(speed, ledger, tmp_path):
+    bench = speed.Bench("tiny", torch.device("cpu"))
+    args = argparse.Namespace(model="tiny", figures=["plain", "neighbors"], repeats=3)
+    book = ledger.Ledger(tmp_path / "table.csv", speed.KEY)
+    rows = speed.list_missing(args, bench, book)
+    assert len(rows) == 1 + 3 * len(speed.NEIGHBOR_COUNTS), "Expected one repeat of the slow one."
+    book.add(rows[0])
+    book = ledger.Ledger(tmp_path / "table.csv", speed.KEY)
+    assert speed.list_missing(args, bench, book) == rows[1:]

@@ -48,7 +48,7 @@ def split_output(
                          "scheduler says, but got noise alone.")
     return noise_pred, v if learned else None
 
-# %% ../../nbs/sampling/loop.ipynb #bfea8527
+# %% ../../nbs/sampling/loop.ipynb #3aca50a8
 def model_of_step(
     eps_model,  # a noise model
     index: int,  # number of the step

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['prepare_networks']
 
-# %% ../../nbs/sampling/networks.ipynb #452e317a
+# %% ../../nbs/sampling/networks.ipynb #d24af7a6
 import torch
 
 from ..backbones.backbone import Backbone
 from ..config.presets import DEFAULTS
 
-# %% ../../nbs/sampling/networks.ipynb #702864d3
+# %% ../../nbs/sampling/networks.ipynb #3ff5efb9
 def prepare_networks(
     backbone: Backbone,  # on its device; changed in place
     dtype: str = DEFAULTS["dtype"],  # of the denoiser: "float32", "bfloat16" or "float16"
@@ -19,7 +19,8 @@ def prepare_networks(
     channels_last: bool = DEFAULTS["channels_last"],  # memory layout of the VAE
 ) -> Backbone:
     "Choose how the networks of a backbone compute."
-    backbone.denoiser.to(getattr(torch, dtype))
+    # Not the method of diffusers, which warns of parts to be kept in float32 where there are none.
+    torch.nn.Module.to(backbone.denoiser, getattr(torch, dtype))
     if compile:
         backbone.denoiser.compile()
     if channels_last:

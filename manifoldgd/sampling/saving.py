@@ -6,24 +6,25 @@
 __all__ = ['KINDS', 'FOLDER', 'kind_of', 'settings_of_guidance', 'generators_of', 'tensors_of', 'save_guidance', 'rebuild',
            'load_guidance']
 
-# %% ../../nbs/sampling/saving.ipynb #8f7a36bc
+# %% ../../nbs/sampling/saving.ipynb #b499dbae
 import dataclasses
 import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..config.presets import DistillConfig
 from ..core import replacing
-from ..errors import InputError
+from ..errors import InputError, expect_one_of
 from ..geometry.neighborhood import Candidates
 from ..guidance.guidance import Guidance, NoGuidance
 from ..guidance.manifold import ManifoldGuidance
 from ..guidance.mode import ModeGuidance
 from ..guidance.released import ReleasedGuidance
 
-# %% ../../nbs/sampling/saving.ipynb #bf5e1b3b
+# %% ../../nbs/sampling/saving.ipynb #62ab3c0b
 KINDS = {
     "none": NoGuidance,
     "mode": ModeGuidance,
@@ -55,7 +56,7 @@ def settings_of_guidance(
     return {f.name: found[f.name] for f in dataclasses.fields(DistillConfig)
             if f.name in found and kind in (f.metadata["read_by"] or ())}
 
-# %% ../../nbs/sampling/saving.ipynb #e893b8b9
+# %% ../../nbs/sampling/saving.ipynb #826a65f2
 def generators_of(
     guidance: Guidance,
 ) -> list:  # one `torch.Generator` per sample, or None
@@ -78,7 +79,7 @@ def tensors_of(
         found["generators"] = torch.stack([g.get_state() for g in own])
     return {name: x.detach().cpu().contiguous() for name, x in found.items() if x is not None}
 
-# %% ../../nbs/sampling/saving.ipynb #8b3d7f36
+# %% ../../nbs/sampling/saving.ipynb #240754a3
 FOLDER = "guidance"  # inside that of the pipeline
 
 
@@ -94,13 +95,14 @@ def save_guidance(
     with replacing(place / "config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=1), encoding="utf8")
 
-# %% ../../nbs/sampling/saving.ipynb #002bc4e2
+# %% ../../nbs/sampling/saving.ipynb #b9e16533
 def rebuild(
     kind: str,  # a name in `KINDS`
     settings: dict,  # as `settings_of_guidance` makes them
     tensors: dict,  # as `tensors_of` makes them
 ) -> Guidance:
     "Make a guidance from what was saved of it."
+    expect_one_of("guidance", kind, KINDS)
     if kind == "none":
         return NoGuidance()
     prototypes, spread = tensors["prototypes"], tensors.get("spread")
@@ -123,8 +125,8 @@ def load_guidance(
         settings = json.loads((place / "config.json").read_text(encoding="utf8"))
         tensors = load_file(place / "guidance.safetensors")
         return rebuild(settings.pop("guidance"), settings, tensors)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise InputError(f"Expected a saved guidance in {place}, but it could not be read: "
                          f"{error}") from None
