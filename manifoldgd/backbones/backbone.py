@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'EMBEDDED', 'HUB_ID', 'network_bytes', 'hash_networks', 'Backbone', 'tiny_vae', 'tiny_dit', 'tiny_backbone',
-           'expect_parts', 'find_backbone', 'backbone_folder', 'load_network', 'load_parts', 'why_not_asked',
-           'load_backbone', 'fingerprint_of_files', 'expect_known', 'expect_distinct', 'match_labels']
+           'expect_parts', 'find_backbone', 'backbone_folder', 'load_network', 'load_parts', 'load_backbone',
+           'fingerprint_of_files', 'expect_known', 'expect_distinct', 'match_labels']
 
 # %% ../../nbs/backbones/backbone.ipynb #cb485b12
 import hashlib
@@ -245,28 +245,14 @@ def load_parts(
     dit = load_network(DiTTransformer2DModel, spec, path, "transformer", **options)
     return vae, dit, scheduler, id2label
 
-# %% ../../nbs/backbones/backbone.ipynb #7de2d2cc
-def why_not_asked(
-    path: str,  # a folder, or a hub id
-    ask: bool,  # whether the hub may be asked
-) -> str:  # empty where the hub is there, or not needed
-    "Say why a model can only come from the cache."
-    if Path(path).is_dir():
-        return ""
-    if not ask:
-        return "is not asked for what only a manifest names (give it with `--backbone`)"
-    unreachable = ask_hub(path, "model")
-    return f"is unreachable ({unreachable})" if unreachable else ""
-
 # %% ../../nbs/backbones/backbone.ipynb #c32f1274
 def load_backbone(
     spec: str,  # "digits", a folder in diffusers layout, or a hub id
-    ask: bool = True,  # whether the hub may be asked
 ) -> Backbone:  # on the CPU, in float32, in eval mode
     "Load a VAE, a class-conditional DiT and their noise schedule, and check them."
     path = find_backbone(spec)
-    alone = why_not_asked(path, ask)
-    options = {"local_files_only": True} if alone else {}
+    unreachable = "" if Path(path).is_dir() else ask_hub(path, "model")
+    options = {"local_files_only": True} if unreachable else {}
     try:
         with quiet_diffusers():
             vae, dit, scheduler, id2label = load_parts(spec, path, **options)
@@ -274,8 +260,8 @@ def load_backbone(
         raise
     except Exception as error:  # of any kind: files can be damaged in many ways
         reason = one_line(error)
-        if alone:
-            reason = f"the hub {alone}, and there is no copy in the cache"
+        if unreachable:
+            reason = f"the hub is unreachable ({unreachable}), and there is no copy in the cache"
         raise InputError(
             'Expected `backbone` to be "digits", a folder in diffusers layout or a hub id, '
             f"but {spec!r} could not be loaded: {reason}"

@@ -34,7 +34,7 @@ from manifoldgd.distillation.runs import (
     save_unit,
 )
 from .units import Moments, cut, plan
-from ..errors import InputError, shortened
+from ..errors import InputError, expect_between, shortened
 from ..prototypes.cache import Choice, cached_prototypes
 
 # %% ../../nbs/distillation/distill.ipynb #c4000002
@@ -65,6 +65,9 @@ def open_inputs(
     if config.images == "real" and config.prototypes == "random":
         return Inputs(data, None, [None] * len(data.classes))
     backbone = load_backbone(config.backbone)
+    if config.images == "sample":
+        steps = backbone.scheduler.config.num_train_timesteps
+        expect_between("num_inference_steps", config.num_inference_steps, 1, steps)
     labels = match_labels(data.classes, backbone)
     warn_of_overlap(named_of(source), backbone.null_label)
     data.classes = data.classes.with_conditions(labels)

@@ -38,6 +38,7 @@ from ..config.commands import EvaluateConfig
 from ..config.protocols import PROTOCOLS, Protocol, adapt, default_protocol, shorten
 from ..config.settings import to_dict
 from ..core import free_memory, git_commit, image_generator, keep_memory, pick_device
+from ..data.hub import asking_hub
 from ..data.images import mean_and_std
 from ..data.sources import load_data, source_of
 from ..distillation.runs import Run, read_run
@@ -201,7 +202,8 @@ def run_trainings(
     named = PROTOCOLS[name]
     source = source_of(run.config, config.data, [c.folder for c in run.data.classes])
     measured = named.normalization == "train"
-    bench = open_bench(source, named.image_size, channels, config.split, measured)
+    with asking_hub(named=config.data is not None):
+        bench = open_bench(source, named.image_size, channels, config.split, measured)
     trainings = []
     for student in config.students or [None]:
         protocol = adapt(named, len(run.data.classes), channels, student)
