@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNTOLD', 'PARTS', 'EMBEDDED', 'HUB_ID', 'network_bytes', 'hash_networks', 'predict_noise', 'Backbone', 'tiny_vae',
-           'tiny_dit', 'tiny_backbone', 'expect_parts', 'find_backbone', 'load_parts', 'load_backbone',
-           'backbone_folder', 'fingerprint_of_files', 'expect_known', 'expect_distinct', 'match_labels']
+           'tiny_dit', 'tiny_backbone', 'expect_parts', 'find_backbone', 'backbone_folder', 'load_network',
+           'load_parts', 'load_backbone', 'fingerprint_of_files', 'expect_known', 'expect_distinct', 'match_labels']
 
 # %% ../../nbs/backbones/backbone.ipynb #cb485b12
 import hashlib
@@ -17,9 +17,18 @@ from pathlib import Path
 
 import torch
 
+from manifoldgd.backbones.checks import (
+    check_configs,
+    check_files,
+    check_noise,
+    check_numbers,
+    check_tensors,
+    missing_in_shards,
+    quiet_diffusers,
+)
 from ..core import Remembered, is_settled, packaged
 from ..data.classes import Names, backbone_names, split_names
-from ..data.hub import ask_hub
+from ..data.hub import ask_hub, one_line
 from ..data.images import file_facts
 from ..errors import InputError, shortened
 
@@ -200,6 +209,7 @@ def expect_parts(
             f"Expected the backbone folder {folder} to hold model_index.json, vae/, transformer/ "
             f"and scheduler/, but {', '.join(missing)} is missing."
         )
+    check_files(Path(folder), PARTS)
 
 # %% ../../nbs/backbones/backbone.ipynb #8af270f9
 EMBEDDED = {"digits": packaged("weights", "digits")}
@@ -221,44 +231,6 @@ def find_backbone(
     return path
 
 # %% ../../nbs/backbones/backbone.ipynb #c32f1272
-def load_parts(
-    path: str,  # a folder, or a hub id
-    **options,  # of `from_pretrained`
-) -> tuple:  # the index of the folder, VAE, denoiser, scheduler
-    "Load the parts of a backbone."
-    from diffusers import AutoencoderKL, DDPMScheduler, DiTPipeline, DiTTransformer2DModel
-    from diffusers.utils import is_accelerate_available
-
-    lean = {"low_cpu_mem_usage": is_accelerate_available()}  # the default, without its warning
-    index = DiTPipeline.load_config(path, **options)
-    vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **lean, **options)
-    dit = DiTTransformer2DModel.from_pretrained(path, subfolder="transformer", **lean, **options)
-    return index, vae, dit, DDPMScheduler.from_pretrained(path, subfolder="scheduler", **options)
-
-# %% ../../nbs/backbones/backbone.ipynb #c32f1274
-def load_backbone(
-    spec: str,  # "digits", a folder in diffusers layout, or a hub id
-) -> Backbone:  # on the CPU, in float32, in eval mode
-    "Load a VAE, a class-conditional DiT and their noise schedule."
-    path = find_backbone(spec)
-    unreachable = "" if Path(path).is_dir() else ask_hub(path, "model")
-    options = {"local_files_only": True} if unreachable else {}
-    try:
-        index, vae, dit, scheduler = load_parts(path, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        if unreachable:
-            reason = f"the hub is unreachable ({unreachable}), and there is no copy in the cache"
-        raise InputError(
-            'Expected `backbone` to be "digits", a folder in diffusers layout or a hub id, '
-            f"but {spec!r} could not be loaded: {reason}"
-        ) from None
-    id2label = {int(label): name for label, name in (index.get("id2label") or {}).items()}
-    for model in (vae, dit):
-        model.eval().requires_grad_(False)
-    return Backbone(vae, dit, scheduler, id2label, spec)
-
-# %% ../../nbs/backbones/backbone.ipynb #61d85800
 def backbone_folder(
     spec: str,  # as for `load_backbone`
 ) -> Path:  # where its files lie; None: that is not known
@@ -272,6 +244,80 @@ def backbone_folder(
     return Path(index).parent if isinstance(index, str) else None
 
 
+def load_network(
+    cls: type,  # of diffusers
+    spec: str,  # of the backbone, for messages
+    path: str,  # a folder, or a hub id
+    part: str,  # "vae" or "transformer"
+    **options,  # of `from_pretrained`
+) -> torch.nn.Module:  # in eval mode, without gradients
+    "Load a network, and make sure that it is wholly that of the file."
+    from diffusers.utils import is_accelerate_available
+
+    lean = is_accelerate_available()  # the default, without its warning
+    model, info = cls.from_pretrained(
+        path,
+        subfolder=part,
+        low_cpu_mem_usage=lean,
+        ignore_mismatched_sizes=True,  # they are told among the others
+        output_loading_info=True,
+        **options,
+    )
+    folder = backbone_folder(path)
+    lacking = missing_in_shards(folder / part) if folder else []
+    check_tensors(spec, part, info | {"missing_keys": [*info["missing_keys"], *lacking]})
+    check_numbers(spec, part, model)
+    return model.eval().requires_grad_(False)
+
+
+def load_parts(
+    spec: str,  # of the backbone, for messages
+    path: str,  # a folder, or a hub id
+    **options,  # of `from_pretrained`
+) -> tuple:  # VAE, denoiser, scheduler, label -> class name
+    "Load the parts of a backbone, each checked."
+    from diffusers import AutoencoderKL, DDPMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    index = DiTPipeline.load_config(path, **options)
+    classes = {
+        "vae": AutoencoderKL,
+        "transformer": DiTTransformer2DModel,
+        "scheduler": DDPMScheduler,
+    }
+    configs = {
+        part: cls.load_config(path, subfolder=part, **options) for part, cls in classes.items()
+    }
+    id2label = check_configs(spec, index, configs)
+    scheduler = DDPMScheduler.from_config(configs["scheduler"])
+    check_noise(spec, scheduler.alphas_cumprod)
+    vae = load_network(AutoencoderKL, spec, path, "vae", **options)
+    dit = load_network(DiTTransformer2DModel, spec, path, "transformer", **options)
+    return vae, dit, scheduler, id2label
+
+# %% ../../nbs/backbones/backbone.ipynb #c32f1274
+def load_backbone(
+    spec: str,  # "digits", a folder in diffusers layout, or a hub id
+) -> Backbone:  # on the CPU, in float32, in eval mode
+    "Load a VAE, a class-conditional DiT and their noise schedule, and check them."
+    path = find_backbone(spec)
+    unreachable = "" if Path(path).is_dir() else ask_hub(path, "model")
+    options = {"local_files_only": True} if unreachable else {}
+    try:
+        with quiet_diffusers():
+            vae, dit, scheduler, id2label = load_parts(spec, path, **options)
+    except InputError:
+        raise
+    except Exception as error:  # of any kind: files can be damaged in many ways
+        reason = one_line(error)
+        if unreachable:
+            reason = f"the hub is unreachable ({unreachable}), and there is no copy in the cache"
+        raise InputError(
+            'Expected `backbone` to be "digits", a folder in diffusers layout or a hub id, '
+            f"but {spec!r} could not be loaded: {reason}"
+        ) from None
+    return Backbone(vae, dit, scheduler, id2label, spec)
+
+# %% ../../nbs/backbones/backbone.ipynb #61d85800
 def fingerprint_of_files(
     backbone: Backbone,  # as it was loaded, not changed since
     spec: str,  # what it was loaded from

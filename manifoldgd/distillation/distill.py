@@ -60,7 +60,7 @@ from manifoldgd.distillation.runs import (
     save_unit,
 )
 from .units import Moments, cut, plan
-from ..errors import InputError, shortened
+from ..errors import InputError, expect_between, shortened
 from ..prototypes.cache import Choice, cached_prototypes, prototype_file
 
 # %% ../../nbs/distillation/distill.ipynb #c4000002
@@ -91,6 +91,9 @@ def open_inputs(
     if config.images == "real" and config.prototypes == "random":
         return Inputs(data, None, [None] * len(data.classes))
     backbone = open_backbone(config.backbone, config.prompt)
+    if config.images == "sample":
+        steps = backbone.scheduler.config.num_train_timesteps
+        expect_between("num_inference_steps", config.num_inference_steps, 1, steps)
     labels = backbone.conditions(data.classes)
     warn_of_overlap(named_of(source), backbone.null_label)
     data.classes = data.classes.with_conditions(labels)

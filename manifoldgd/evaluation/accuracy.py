@@ -44,6 +44,7 @@ from manifoldgd.core import (
     pick_device,
     progress_bar,
 )
+from ..data.hub import asking_hub
 from ..data.images import mean_and_std, open_image
 from ..data.sources import load_data, source_of
 from ..distillation.engine import open_engine
@@ -208,7 +209,8 @@ def run_trainings(
     named = PROTOCOLS[name]
     source = source_of(run.config, config.data, [c.folder for c in run.data.classes])
     measured = named.normalization == "train"
-    bench = open_bench(source, named.image_size, channels, config.split, measured)
+    with asking_hub(named=config.data is not None):
+        bench = open_bench(source, named.image_size, channels, config.split, measured)
     trainings = []
     for student in config.students or [None]:
         protocol = adapt(named, len(run.data.classes), channels, student)
