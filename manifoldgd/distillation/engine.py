@@ -160,6 +160,7 @@ class Engine:
             if error:
                 self.close()
                 raise error
+            lost.pop(item, None)
             if item is not STARTING:
                 left -= 1
                 yield item, result
