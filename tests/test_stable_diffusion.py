@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers", reason="prompts are read by transformers")
 
@@ -122,3 +123,49 @@ def test_transformers_is_asked_for_by_name(models, monkeypatch):
 def test_a_class_is_called_by_its_first_name():
     tench = ImageClass("n01440764", "tench, Tinca tinca", wnid="n01440764")
     assert class_prompt(tench) == "a photo of a tench"
+
+
+def edit_config(folder, part, **changes):
+    "Change entries of the configuration of a part."
+    file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def drop_tensor(folder, part):
+    "Take a tensor out of a part's weights."
+    file, = (folder / part).glob("*.safetensors")
+    tensors = load_file(file)
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, file, {"format": "pt"})
+
+
+def pickled(folder, part):
+    "Store the weights of a part as a pickle, as in old days."
+    file, = (folder / part).glob("*.safetensors")
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+
+
+DAMAGE = {
+    "an inpainting model": (
+        lambda m: edit_config(m, "unet", in_channels=9), "of 4 channels.*it takes 9"),
+    "another denoiser": (
+        lambda m: edit_config(m, "unet", _class_name="UNet2DModel"), "but got UNet2DModel"),
+    "a flow model": (
+        lambda m: edit_config(m, "scheduler", prediction_type="flow_prediction"),
+        "says flow_prediction"),
+    "an unscaled VAE": (lambda m: edit_config(m, "vae", scaling_factor=0), "`scaling_factor`"),
+    "a tensor is missing": (lambda m: drop_tensor(m, "unet"), "missing"),
+    "a word is missing": (lambda m: drop_tensor(m, "text_encoder"), "missing"),
+    "a pickle": (lambda m: pickled(m, "unet"), "safetensors"),
+    "no tokenizer": (lambda m: shutil.rmtree(m / "tokenizer"), "to have 80 words.*has 2"),
+    "no weights": (lambda m: shutil.rmtree(m / "vae"), "could not be loaded"),
+}
+
+
+@pytest.mark.parametrize("damage, words", DAMAGE.values(), ids=DAMAGE)
+def test_what_is_loaded_is_what_runs(models, tmp_path, damage, words):
+    shutil.copytree(models / "sd", tmp_path / "model")
+    damage(tmp_path / "model")
+    with pytest.raises(InputError, match=words):
+        open_backbone(str(tmp_path / "model"))
