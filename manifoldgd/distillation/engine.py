@@ -130,9 +130,12 @@ PATIENCE = 4  # workers that an item may cost
 class Engine:
     "Calls functions in workers; a kind of worker says how it is hired, sent to work and heard."
 
-    def __init__(self, workers: int, threads: int = 1):
-        self.workers = workers  # at the same time
-        self.threads = threads  # of torch, in each
+    def __init__(self,
+        workers: int,  # at the same time
+        threads: int = 1,  # of torch, in each
+    ):
+        self.workers = workers
+        self.threads = threads
         self.idle = []
         self.busy = {}  # ticket -> (worker, item)
 
@@ -165,7 +168,9 @@ class Engine:
                 left -= 1
                 yield item, result
 
-    def hire(self, count: int):
+    def hire(self,
+        count: int,  # workers
+    ):
         "Start workers."
         for _ in range(count):
             worker, ticket = self.new_worker()
@@ -232,7 +237,10 @@ def visible_gpus(
 class LocalEngine(Engine):
     "Workers that are processes of this machine."
 
-    def __init__(self, workers: int, device: str = "cpu"):
+    def __init__(self,
+        workers: int,  # processes at the same time
+        device: str = "cpu",  # as `pick_device` takes it
+    ):
         super().__init__(workers, max(1, torch.get_num_threads() // workers))
         self.gpus = visible_gpus(device)
         self.hired = 0
@@ -251,7 +259,7 @@ class LocalEngine(Engine):
         theirs.close()  # so that the pipe ends with the process
         return (process, ours), ours
 
-    def send(self, worker: tuple, function: Callable, item):
+    def send(self, worker: tuple, function: Callable, item):  # (process, pipe), f, x -> pipe
         "Send a worker to work; the pipe is the ticket."
         _, pipe = worker
         try:
@@ -260,11 +268,11 @@ class LocalEngine(Engine):
             pass
         return pipe
 
-    def wait(self, tickets: list):
+    def wait(self, tickets: list):  # pipes -> one with an answer
         "Wait for one of some pipes."
         return wait(tickets)[0]
 
-    def answer(self, ticket) -> tuple:
+    def answer(self, ticket) -> tuple:  # a pipe -> what `attempted` gave
         "Read what a worker says."
         try:
             return ticket.recv()
@@ -330,7 +338,7 @@ def settle(
 class RemoteWorker:
     "What a Ray actor is made of."
 
-    def attempt(self, function: Callable, item) -> tuple:
+    def attempt(self, function: Callable, item) -> tuple:  # f, x -> as `attempted`
         "Call a function on an item."
         return attempted(function, item)
 
@@ -338,7 +346,11 @@ class RemoteWorker:
 class RayEngine(Engine):
     "Workers that are Ray actors."
 
-    def __init__(self, address: str = "", workers: int = None, device: str = "auto"):
+    def __init__(self,
+        address: str = "",  # of a running cluster; empty: start one on this machine
+        workers: int = None,  # at the same time; None: as many as there is room for
+        device: str = "auto",  # as `pick_device` takes it
+    ):
         super().__init__(workers)
         self.ray = import_ray()
         self.address, self.device = address, device
@@ -369,16 +381,16 @@ class RayEngine(Engine):
         place = os.getcwd(), str(cache_folder().resolve())
         return worker, worker.attempt.remote(settle, place)
 
-    def send(self, worker, function: Callable, item):
+    def send(self, worker, function: Callable, item):  # an actor, f, x -> a reference
         "Send a worker to work; Ray's reference is the ticket."
         return worker.attempt.remote(function, item)
 
-    def wait(self, tickets: list):
+    def wait(self, tickets: list):  # references -> one with an answer
         "Wait for one of some references."
         ready, _ = self.ray.wait(tickets, num_returns=1)
         return ready[0]
 
-    def answer(self, ticket) -> tuple:
+    def answer(self, ticket) -> tuple:  # a reference -> what `attempted` gave
         "Fetch what a worker says."
         try:
             return self.ray.get(ticket)
