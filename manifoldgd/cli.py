@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FOLDERS', 'COMMANDS', 'GO_ON', 'NAMES', 'WRITING', 'ROOM', 'MEMORY', 'word', 'metavar', 'option', 'subcommand',
-           'parse', 'in_one_line', 'parse_or_tell', 'written_out', 'with_texts', 'execute', 'explain_refusal',
-           'explain', 'tell_warning', 'run_config', 'main']
+           'parse', 'in_one_line', 'parse_or_tell', 'written_out', 'with_texts', 'distill_or_plan', 'execute',
+           'explain_refusal', 'explain', 'tell_warning', 'run_config', 'main']
 
 # %% ../nbs/cli.ipynb #dee4e134
 import dataclasses
@@ -28,7 +28,7 @@ from manifoldgd.config.commands import (
     ReportConfig,
 )
 from .config.presets import DistillConfig
-from .errors import InputError, plain
+from .errors import Failure, InputError, plain
 
 # %% ../nbs/cli.ipynb #f0000001
 FOLDERS = ("run", "runs")  # these settings come first, without an option's name
@@ -97,8 +97,8 @@ def parse(
     given = tyro.cli(
         Union[commands], prog="manifoldgd", args=arguments,
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
-        description="Distil a labelled image dataset into a few images per class, without "
-        "training: hierarchical prototypes and manifold guidance.")
+        description="Distil a labelled image dataset into a few images per class, "
+        "without training anything.")
     config = next(c for c in COMMANDS.values() if c.__name__ == type(given).__name__)
     return config(**vars(given))
 
@@ -154,15 +154,27 @@ def with_texts(
     values = {name: written_out(name, value) for name, value in vars(config).items()}
     return dataclasses.replace(config, **values)
 
+# %% ../nbs/cli.ipynb #f0000010
+def distill_or_plan(
+    config: DistillConfig,
+):
+    "Distil, or say what it would take."
+    if config.dry_run:
+        from manifoldgd.distillation.estimate import dry_run, tell_outlook
+
+        print(tell_outlook(dry_run(dataclasses.replace(config, dry_run=False))))
+        return
+    from manifoldgd.distillation.distill import distill
+
+    print(f"The distilled dataset is in {distill(config)}.")
+
 # %% ../nbs/cli.ipynb #be4251fc
 def execute(
     config,  # a configuration of one of the commands
 ):
     "Do what a configuration asks for."
     if isinstance(config, DistillConfig):
-        from manifoldgd.distillation.distill import distill
-
-        print(f"The distilled dataset is in {distill(config)}.")
+        distill_or_plan(config)
     elif isinstance(config, EvaluateConfig):
         from manifoldgd.evaluation.accuracy import evaluate
         from manifoldgd.evaluation.comparison import format_summary, summarize
@@ -221,8 +233,8 @@ def explain(
     error: Exception,  # that ended a command
 ) -> tuple:  # a sentence, the exit status
     "Say in a sentence what went wrong."
-    if isinstance(error, InputError):
-        return str(error), 2
+    if isinstance(error, (Failure, InputError)):
+        return str(error), 1 if isinstance(error, Failure) else 2
     if isinstance(error, OSError):
         return explain_refusal(error)
     if any(words in str(error) for words in WRITING):

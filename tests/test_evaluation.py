@@ -22,7 +22,7 @@ from manifoldgd.config.protocols import PROTOCOLS
 from manifoldgd.config.settings import to_dict
 from manifoldgd.core import to_pil
 from manifoldgd.distillation.distill import distill
-from manifoldgd.distillation.runs import read_run
+from manifoldgd.distillation.runs import image_hashes, read_run
 from manifoldgd.errors import InputError
 from manifoldgd.evaluation import accuracy
 from manifoldgd.evaluation.comparison import summarize
@@ -84,8 +84,17 @@ def make_run(out, seed=0, data="digits", channels=1):
         "backbone_fingerprint": "none",
         "finished": True,
     }
+    manifest["images"] = image_hashes(out, manifest)
     (out / "manifest.json").write_text(json.dumps(manifest))
     return str(out)
+
+
+def seal(run):
+    "Write the hashes of a run's images into its manifest anew."
+    manifest = json.loads((Path(run) / "manifest.json").read_text())
+    manifest["images"] = image_hashes(Path(run), manifest)
+    (Path(run) / "manifest.json").write_text(json.dumps(manifest))
+    return run
 
 
 def make_data(root, classes, size=32):
@@ -179,7 +188,7 @@ def resize(run, size, mode="L"):
     "Replace the images of a run by blank ones of another size."
     for path in Path(run).glob("images/*/*.png"):
         Image.new(mode, size).save(path)
-    return run
+    return seal(run)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +226,7 @@ def test_one_gray_photograph_makes_no_gray_student(run, tmp_path):
     data = make_data(tmp_path / "photos", "0123456789")
     colored = resize(make_run(tmp_path / "colored", data=data), (32, 32), "RGB")
     Image.new("L", (32, 32)).save(Path(colored) / "images/0/00000.png")
+    seal(colored)
     gray = make_run(tmp_path / "gray", data=data, seed=1)
     trainings = accuracy.list_trainings(EvaluateConfig((gray, colored), seeds=1))
     assert [t.bench.images.shape[1] for t in trainings] == [3, 3]

@@ -10,7 +10,7 @@ __all__ = ['DEVICE', 'FormatName', 'EvaluateConfig', 'MetricsConfig', 'ExportCon
 from dataclasses import MISSING, dataclass
 from typing import Literal, Optional
 
-from .presets import SEEDS, SOURCE_HELP
+from .presets import ENGINE, SEEDS, SOURCE_HELP
 from .protocols import PROTOCOLS
 from .settings import method_setting, setting
 
@@ -46,9 +46,10 @@ class EvaluateConfig:
         "repeated.")
     device: str = setting("auto", DEVICE)
     workers: Optional[int] = setting(
-        None, "Trainings side by side on a CPU, one core each (by default as many as the cores and "
-        "the free memory allow).",
+        None, "Workers side by side, each with a training: threads with one core each on a CPU (by "
+        "default as many as the cores and the free memory allow), with ray one per GPU or core.",
         at_least=1, at_most=1024)
+    engine: str = setting("local", ENGINE)
 
 # %% ../../nbs/config/commands.ipynb #e1000008
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ __all__ = ['BUDGET', 'TINY', 'COLUMNS', 'KEY', 'Bench', 'load_bench', 'expect_sa
            'expect_comparable', 'list_trainings', 'student_seed', 'train_on_run', 'train_and_test', 'student_pool',
            'end_with', 'work_of', 'choose_workers', 'kind_of', 'measure_kind', 'total_seconds', 'estimate_seconds',
            'about', 'say_work', 'say_cost', 'suggest_protocol', 'describe_run', 'made_with', 'describe', 'matches',
-           'read_rows', 'add_row', 'find_row', 'announce', 'evaluate']
+           'read_rows', 'add_row', 'find_row', 'trainings_in_worker', 'train_in_worker', 'train_in_cluster', 'announce',
+           'evaluate']
 
 # %% ../../nbs/evaluation/accuracy.ipynb #966fae4e
 import json
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
@@ -31,14 +32,22 @@ from statistics import mean, median
 import pandas as pd
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..config.commands import EvaluateConfig
 from ..config.protocols import PROTOCOLS, Protocol, adapt, default_protocol, shorten
 from ..config.settings import to_dict
-from ..core import free_memory, git_commit, image_generator, keep_memory, pick_device
+from manifoldgd.core import (
+    free_memory,
+    git_commit,
+    image_generator,
+    keep_memory,
+    pick_device,
+    progress_bar,
+)
+from ..data.hub import asking_hub
 from ..data.images import mean_and_std, open_image
 from ..data.sources import load_data, source_of
+from ..distillation.engine import open_engine
 from ..distillation.runs import Run, read_run
 from ..errors import InputError, expect_between, expect_one_of
 from .tables import add_rows, expect_writable, read_table, same_key
@@ -200,7 +209,8 @@ def run_trainings(
     named = PROTOCOLS[name]
     source = source_of(run.config, config.data, [c.folder for c in run.data.classes])
     measured = named.normalization == "train"
-    bench = open_bench(source, named.image_size, channels, config.split, measured)
+    with asking_hub(named=config.data is not None):
+        bench = open_bench(source, named.image_size, channels, config.split, measured)
     trainings = []
     for student in config.students or [None]:
         protocol = adapt(named, len(run.data.classes), channels, student)
@@ -607,6 +617,38 @@ def find_row(
         return None
     return found.iloc[-1].to_dict() | {"run": row["run"]}
 
+# %% ../../nbs/evaluation/accuracy.ipynb #ac3a0021
+@lru_cache(maxsize=1)
+def trainings_in_worker(
+    config: EvaluateConfig,
+) -> list:  # of `Training`
+    "List the trainings in a worker, once."
+    return list_trainings(config)
+
+
+def train_in_worker(
+    config: EvaluateConfig,
+    number: int,  # of the training
+) -> dict:  # a row
+    "Train and test a student in a worker."
+    training, device = trainings_in_worker(config)[number], pick_device(config.device)
+    row = describe(training, device, config.split)
+    return row | train_and_test(training, device, config.best)
+
+
+def train_in_cluster(
+    config: EvaluateConfig,
+    missing: list,  # numbers of the trainings
+    progress: bool,  # show a progress bar
+):  # an iterator of (number, row), as they come
+    "Let the workers of a cluster train students."
+    config = replace(config, runs=tuple(config.runs), students=tuple(config.students))
+    function, title = partial(train_in_worker, config), f"{len(missing)} students"
+    with open_engine(config.engine, config.workers or "auto", config.device) as engine:
+        for number, row in progress_bar(engine.map(function, missing), title, "students", progress,
+                                        total=len(missing)):
+            yield number, row
+
 # %% ../../nbs/evaluation/accuracy.ipynb #a38d2547
 def announce(
     trainings: list,  # of `Training`: those that are missing
@@ -638,6 +680,11 @@ def evaluate(
     rows = [describe(training, device, config.split) for training in trainings]
     done = [find_row(stored, row, config.best) for row in rows]
     missing = [i for i, row in enumerate(done) if row is None]
+    if config.engine != "local":
+        for i, row in train_in_cluster(config, missing, progress):
+            done[i] = row
+            add_row(config.out, row)
+        return pd.DataFrame(done)[list(COLUMNS)]
     todo = [trainings[i] for i in missing]
     works = [work_of(training, config.best) for training in todo]
     workers = choose_workers(works, device, config.workers)
@@ -645,7 +692,7 @@ def evaluate(
         if progress and todo:
             announce(todo, config, device, pool, workers)
         title = f"{len(todo)} students"
-        with tqdm(total=100 * len(todo), desc=title, unit="%", disable=not progress or None) as bar:
+        with progress_bar(100 * len(todo), title, "%", progress) as bar:
             settings = (device, config.best, bar.update, end_with(stopped))
             futures = {pool.submit(train_and_test, trainings[i], *settings): i for i in missing}
             for future in as_completed(futures):

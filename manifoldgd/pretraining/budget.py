@@ -208,9 +208,9 @@ def time_encoding(
 @dataclass
 class Timers:
     "What is asked how long things take; lessons put stand-ins here."
-    vae: object = time_vae
-    dit: object = time_dit  # (config, latent side) -> seconds of a step
-    encoding: object = time_encoding
+    vae: object = time_vae  # (config, device, choices) -> the `Timing` of a step
+    dit: object = time_dit  # (config, n_classes, device, choices) -> likewise
+    encoding: object = time_encoding  # (config, device) -> seconds of an image
 
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e012
 SHARES = {"vae": .33, "encode": .07, "dit": .5}  # of the time; the rest is for the judgement
@@ -317,7 +317,7 @@ def choose_vae(
     config: PretrainConfig,
     n_images: int,  # training images
     device: torch.device,
-    timed=time_vae,
+    timed=time_vae,  # what measures a step
 ) -> tuple:  # the configuration with a VAE, its timing
     "Choose the VAE: widths, batch size, steps."
     levels = levels_for(config.image_size)
@@ -337,7 +337,7 @@ def choose_dit(
     n_images: int,  # training images
     n_classes: int,
     device: torch.device,
-    timed=time_dit,
+    timed=time_dit,  # what measures a step
 ) -> tuple:  # the configuration with a DiT, its timing
     "Choose the DiT: width, blocks, steps and the learning rate, smaller for a wide one."
     candidates = [filled(config, {"hidden_size": w, "num_layers": n}) for w, n in SIZES]

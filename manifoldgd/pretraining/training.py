@@ -15,7 +15,6 @@ import json
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from ..backbones.backbone import Backbone
 from ..backbones.latents import decode, encode
@@ -27,6 +26,7 @@ from manifoldgd.core import (
     image_grid,
     is_unused,
     pick_device,
+    progress_bar,
     read_text,
     replacing,
 )
@@ -128,7 +128,7 @@ def encode_views(
     "Encode every training image in several views, and scale the latents to standard deviation 1."
     vae.register_to_config(scaling_factor=1.)
     latents = []
-    for v in tqdm(range(config.views), desc="encode", disable=not progress or None):
+    for v in progress_bar(range(config.views), "encode", "views", progress):
         views = images  # one view of the dataset in memory at a time
         if v > 0:
             views = augment(images, config, image_generator(config.seed, "views", v))
@@ -322,8 +322,8 @@ def describe_plan(
         f"Encoding in {config.views} view(s): {minutes['encode']}.",
         f"DiT {config.hidden_size} wide with {config.num_layers} blocks: "
         f"{config.dit_steps:,} steps of {config.dit_batch_size}{low['dit']}: {minutes['dit']}.",
-        f"Together about {sum(seconds.values()) / 60:.0f} min, if the machine stays as busy as "
-        "it is. It may be stopped at any time; the same command goes on.",
+        f"Together about {sum(seconds.values()) / 60:.0f} min, if the machine stays this busy.",
+        "It may be stopped at any time; the same command goes on.",
     ])
 
 # %% ../../nbs/pretraining/training.ipynb #eb39e8fc
@@ -396,7 +396,7 @@ def model_card(
     config: PretrainConfig,  # with `channels` set
     data: ImageData,  # the training data
     figures: dict,  # what was measured -> value
-    licence: str = YOURS,
+    licence: str = YOURS,  # the sentence under that heading
     doubts: tuple = (),  # sentences that say why it may be too poor to distil with
 ) -> str:  # markdown
     "Describe a trained backbone: data, recipe, figures, licence."
