@@ -228,27 +228,37 @@ def write_units(run: RunFolder, units: list):
 def plan_imagenet(out: str) -> dict:
     "Time what a run of ImageNet-1K does beside reading, encoding and sampling."
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    parts, run = {}, RunFolder(Path(out))
+    parts, run, busy = {}, RunFolder(Path(out)), 0.
     config = resolve(DistillConfig(ipc=IPC, batch_size=UNIT, out=out))
-    start = time.perf_counter()
-    data = stub_data()
-    units = cut(plan(data.classes, IPC), UNIT)
-    manifest = new_manifest(config, data, list(range(CLASSES)), ("data", "backbone"))
-    parts["plan"] = time.perf_counter() - start
+
+    def count(name, function):
+        nonlocal busy
+        start, cpu = time.perf_counter(), time.process_time()
+        result = function()
+        parts[f"{name}_s"] = round(time.perf_counter() - start, 2)
+        busy += time.process_time() - cpu
+        return result
+
+    def begin():
+        data = stub_data()
+        units = cut(plan(data.classes, IPC), UNIT)
+        rest = (data, list(range(CLASSES)), ("data", "backbone"))
+        return data, units, new_manifest(config, *rest)
+
+    data, units, manifest = count("plan", begin)
 
     remember(data)
-    prints = []
-    parts["fingerprints"] = timed(lambda: prints.extend(class_fingerprints(data)))
+    prints = count("fingerprints", lambda: class_fingerprints(data))
     shards = name_shards(tiny_backbone(), data, prints)
     write_shards(shards)
-    parts["latents"] = timed(lambda: [shard.is_whole() for shard in shards])
+    count("latents", lambda: [shard.is_whole() for shard in shards])
     write_units(run, units)
-    parts["units"] = timed(lambda: [is_complete(run, unit) for unit in units])
-    parts["finish"] = timed(lambda: finish(run, units, manifest))
-    parts["read"] = timed(lambda: read_run(run.path))
+    count("units", lambda: [is_complete(run, unit) for unit in units])
+    count("finish", lambda: finish(run, units, manifest))
+    count("read", lambda: read_run(run.path))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    rounded = {f"{name}_s": round(seconds, 2) for name, seconds in parts.items()}
-    return rounded | {"seconds": sum(parts.values()), "memory_mb": peak, "imports_mb": before}
+    whole = {"seconds": sum(parts.values()), "cpu_s": busy}
+    return parts | whole | {"memory_mb": peak, "imports_mb": before}
 
 
 MEASURES = {f.__name__: f for f in (make_run, estimate_run, run_in_cluster, kill_workers,
