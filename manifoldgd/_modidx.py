@@ -699,6 +699,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/manifoldgd', 'doc_host': '
                                                                                                  'manifoldgd/distillation/engine.py'),
                                                 'manifoldgd.distillation.engine.open_engine': ( 'distillation/engine.html#open_engine',
                                                                                                 'manifoldgd/distillation/engine.py'),
+                                                'manifoldgd.distillation.engine.process_context': ( 'distillation/engine.html#process_context',
+                                                                                                    'manifoldgd/distillation/engine.py'),
                                                 'manifoldgd.distillation.engine.run_units': ( 'distillation/engine.html#run_units',
                                                                                               'manifoldgd/distillation/engine.py'),
                                                 'manifoldgd.distillation.engine.serve': ( 'distillation/engine.html#serve',
