@@ -15,7 +15,7 @@ RELEASED = {"preset": "released"}
 
 @pytest.mark.parametrize("settings, words", [
     ({"preset": "best"}, "one of manifoldgd, paper, released, mgd, dit, decoded, random"),
-    ({"ipc": 0}, "`ipc` to be at least 1, but got 0"),
+    ({"ipc": 0}, "`ipc` to be between 1 and 100000, but got 0"),
     ({"ipc": 1.5}, "`ipc` to be int, but got 1.5"),
     ({"ipc": True}, "`ipc` to be int, but got True"),
     ({"kernel": "gauss"}, "`kernel` to be one of rbf, laplace, imq, but got 'gauss'"),
