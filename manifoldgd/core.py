@@ -480,7 +480,7 @@ def cache_folder() -> Path:
 # %% ../nbs/core.ipynb #b0d6a662
 def sealed(
     key: str,  # of an entry
-    stamp: str,
+    stamp: str,  # what must not have changed since
     value,  # anything that JSON can hold
 ) -> list:  # stamp, value, and a hash of all three
     "Put a hash behind an entry, so that a damaged one is known."
