@@ -8,10 +8,10 @@ __all__ = ['BUDGET', 'TINY', 'COLUMNS', 'KEY', 'Bench', 'load_bench', 'expect_sa
            'expect_comparable', 'list_trainings', 'student_seed', 'train_on_run', 'train_and_test', 'student_pool',
            'end_with', 'work_of', 'choose_workers', 'kind_of', 'measure_kind', 'total_seconds', 'estimate_seconds',
            'about', 'say_work', 'say_cost', 'suggest_protocol', 'describe_run', 'made_with', 'describe', 'matches',
-           'read_rows', 'add_row', 'find_row', 'announce', 'evaluate']
+           'read_rows', 'add_row', 'find_row', 'trainings_in_worker', 'train_in_worker', 'train_in_cluster', 'announce',
+           'evaluate']
 
 # %% ../../nbs/evaluation/accuracy.ipynb #966fae4e
-import io
 import json
 import os
 import platform
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
@@ -32,18 +32,25 @@ from statistics import mean, median
 import pandas as pd
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..config.commands import EvaluateConfig
 from ..config.protocols import PROTOCOLS, Protocol, adapt, default_protocol, shorten
 from ..config.settings import to_dict
-from ..core import free_memory, git_commit, image_generator, keep_memory, pick_device
+from manifoldgd.core import (
+    free_memory,
+    git_commit,
+    image_generator,
+    keep_memory,
+    pick_device,
+    progress_bar,
+)
 from ..data.hub import asking_hub
-from ..data.images import mean_and_std
+from ..data.images import mean_and_std, open_image
 from ..data.sources import load_data, source_of
+from ..distillation.engine import open_engine
 from ..distillation.runs import Run, read_run
 from ..errors import InputError, expect_between, expect_one_of
-from .tables import put_row, read_table, same_key, write_table
+from .tables import add_rows, expect_writable, read_table, same_key
 from manifoldgd.students.cost import (
     Pace,
     Workload,
@@ -110,7 +117,7 @@ def image_size(
     "Measure the images of a run: the median shorter side of the first of 20 classes at most."
     some = range(min(20, len(run.data.classes)))
     raws = [run.data.raw(int(run.data.of_class(c)[0])) for c in some]
-    return int(median(min(Image.open(io.BytesIO(raw)).size) for raw in raws))
+    return int(median(min(open_image(raw).size) for raw in raws))
 
 # %% ../../nbs/evaluation/accuracy.ipynb #4f53eca0
 def default_for(
@@ -583,10 +590,10 @@ def read_rows(
 ) -> pd.DataFrame:
     "Read a table of results; rows of earlier versions name every setting."
 
-    def tidy(rows):
-        return rows.assign(settings=[shorten(json.loads(text)) for text in rows.settings])
+    def tidy(settings):
+        return shorten(json.loads(settings))
 
-    return read_table(path, COLUMNS, ("top1_best",), "results", tidy)
+    return read_table(path, COLUMNS, ("top1_best",), "results", {"settings": tidy})
 
 
 def add_row(
@@ -594,7 +601,7 @@ def add_row(
     row: dict,
 ):
     "Add a training to the table, without an earlier row of the same training."
-    write_table(path, put_row(read_rows(path), row, KEY))
+    add_rows(path, pd.DataFrame([row])[list(COLUMNS)], KEY, read_rows)
 
 # %% ../../nbs/evaluation/accuracy.ipynb #28158974
 def find_row(
@@ -609,6 +616,38 @@ def find_row(
     if found.empty:
         return None
     return found.iloc[-1].to_dict() | {"run": row["run"]}
+
+# %% ../../nbs/evaluation/accuracy.ipynb #ac3a0021
+@lru_cache(maxsize=1)
+def trainings_in_worker(
+    config: EvaluateConfig,
+) -> list:  # of `Training`
+    "List the trainings in a worker, once."
+    return list_trainings(config)
+
+
+def train_in_worker(
+    config: EvaluateConfig,
+    number: int,  # of the training
+) -> dict:  # a row
+    "Train and test a student in a worker."
+    training, device = trainings_in_worker(config)[number], pick_device(config.device)
+    row = describe(training, device, config.split)
+    return row | train_and_test(training, device, config.best)
+
+
+def train_in_cluster(
+    config: EvaluateConfig,
+    missing: list,  # numbers of the trainings
+    progress: bool,  # show a progress bar
+):  # an iterator of (number, row), as they come
+    "Let the workers of a cluster train students."
+    config = replace(config, runs=tuple(config.runs), students=tuple(config.students))
+    function, title = partial(train_in_worker, config), f"{len(missing)} students"
+    with open_engine(config.engine, config.workers or "auto", config.device) as engine:
+        for number, row in progress_bar(engine.map(function, missing), title, "students", progress,
+                                        total=len(missing)):
+            yield number, row
 
 # %% ../../nbs/evaluation/accuracy.ipynb #a38d2547
 def announce(
@@ -634,12 +673,18 @@ def evaluate(
     "Train students on every run, or go on with an evaluation that was stopped."
     trainings = list_trainings(config)
     stored = read_rows(config.out)
+    expect_writable(config.out)
     device = pick_device(config.device)
     if not config.protocol:
         print(explain_protocol([t.run for t in trainings], trainings[0].name))
     rows = [describe(training, device, config.split) for training in trainings]
     done = [find_row(stored, row, config.best) for row in rows]
     missing = [i for i, row in enumerate(done) if row is None]
+    if config.engine != "local":
+        for i, row in train_in_cluster(config, missing, progress):
+            done[i] = row
+            add_row(config.out, row)
+        return pd.DataFrame(done)[list(COLUMNS)]
     todo = [trainings[i] for i in missing]
     works = [work_of(training, config.best) for training in todo]
     workers = choose_workers(works, device, config.workers)
@@ -647,7 +692,7 @@ def evaluate(
         if progress and todo:
             announce(todo, config, device, pool, workers)
         title = f"{len(todo)} students"
-        with tqdm(total=100 * len(todo), desc=title, unit="%", disable=not progress or None) as bar:
+        with progress_bar(100 * len(todo), title, "%", progress) as bar:
             settings = (device, config.best, bar.update, end_with(stopped))
             futures = {pool.submit(train_and_test, trainings[i], *settings): i for i in missing}
             for future in as_completed(futures):

@@ -24,22 +24,22 @@ import pandas as pd
 import torch
 from safetensors.torch import save
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..backbones.backbone import Backbone, fingerprint_of_files, load_backbone
+from ..backbones.families import open_backbone
 from ..backbones.kept import keep_tensors, read_kept
 from ..backbones.latents import crop_of, encode, latent_bank
 from ..config.commands import MetricsConfig
 from ..config.protocols import Protocol
 from ..config.settings import to_dict
-from ..core import cache_folder, git_commit, pick_device, replacing
+from ..core import cache_folder, git_commit, pick_device, progress_bar
 from ..data.hub import asking_hub
 from ..data.images import ImageData, mean_and_std, resize_and_crop
 from ..data.sources import load_data, source_of
 from ..distillation.runs import Run, read_manifest, read_run
 from ..errors import InputError, expect_between
 from .metrics import FeatureSet, measure, real_floor
-from .tables import read_table
+from .tables import add_rows, expect_writable, read_table
 from ..students.training import Normalize, make_student, train_student
 
 # %% ../../nbs/evaluation/measurement.ipynb #6a7335f3
@@ -161,7 +161,7 @@ def see_images(
     seen = []
     batches = torch.arange(len(data)).split(64)
     name = f"features of {data.name}"
-    for batch in tqdm(batches, desc=name, leave=False, disable=not progress or None):
+    for batch in progress_bar(batches, name, "batches", progress, leave=False):
         images = data.images(batch, size, channels, crop)
         seen.append(torch.as_tensor(see(images)).float().cpu())
     return torch.cat(seen)
@@ -303,7 +303,7 @@ def find_backbone(
     if not config.backbone and not used:
         return None
     with asking_hub(named=config.backbone is not None):
-        backbone = load_backbone(config.backbone or used[0].config.backbone)
+        backbone = open_backbone(config.backbone or used[0].config.backbone)
     if not config.backbone:
         expect_same_backbone(backbone, used[0])
     return backbone.to(pick_device(config.device))
@@ -387,14 +387,10 @@ def read_metrics(
 
 def replace_rows(
     path,  # of the CSV file to write
-    stored: pd.DataFrame,  # what it held
     rows: pd.DataFrame,  # what was measured now
 ):
     "Write a table with new rows in the place of those of the same key."
-    tables = [table for table in (stored, rows) if len(table)]
-    kept = pd.concat(tables).drop_duplicates(KEY, keep="last")
-    with replacing(path) as temporary:
-        kept.to_csv(temporary, index=False)
+    add_rows(path, rows, KEY, read_metrics)
 
 # %% ../../nbs/evaluation/measurement.ipynb #96cee7c5
 def describe_measurement(
@@ -459,7 +455,8 @@ def measure_runs(
 ) -> pd.DataFrame:  # one row per run and metric
     "Measure runs and real images, and keep the rows."
     runs, data, labels = open_runs(config)
-    stored = read_metrics(config.out)
+    read_metrics(config.out)  # a damaged table is found before anything is measured
+    expect_writable(config.out)
     backbone = find_backbone(config, runs)
     source = choose_source(config, data, backbone, network, size, progress)
     known = latent_bank(backbone, data, progress=progress).latents if backbone else None
@@ -467,11 +464,11 @@ def measure_runs(
     floors = {ipc: draw_floor(real, ipc, config.draws) for ipc in {run.config.ipc for run in runs}}
     shared = describe_measurement(config, data, source)
     rows = []
-    for run, numbers in zip(tqdm(runs, desc="runs", disable=not progress or None), labels):
+    for run, numbers in zip(progress_bar(runs, "measure", "runs", progress), labels):
         found = measure(real, source.of(run.data, numbers))
         rows += metric_rows(shared | describe_run(run), found, floors[run.config.ipc])
     rows = pd.DataFrame(rows)[list(COLUMNS)]
-    replace_rows(config.out, stored, rows)
+    replace_rows(config.out, rows)
     return rows
 
 # %% ../../nbs/evaluation/measurement.ipynb #9cac150d

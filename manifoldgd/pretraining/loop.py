@@ -18,9 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
-from ..core import image_generator, replacing
+from ..core import image_generator, progress_bar, replacing
 from ..data.hub import one_line
 
 # %% ../../nbs/pretraining/loop.ipynb #a87cc3fd
@@ -178,7 +177,7 @@ def train_steps(
     done = load_checkpoint(path, parts, steps)
     todo = range(done, steps)
     model.train()
-    bar = tqdm(todo, desc=name, initial=done, total=steps, disable=not progress or None)
+    bar = progress_bar(todo, name, "steps", progress, total=steps, initial=done)
     with held_signals() as signals:
         for step in bar:
             loss = loss_of(model, image_generator(seed, name, step))

@@ -560,7 +560,8 @@ from webdataset import WebDataset
 data = WebDataset(sorted(glob("DIR/data/*.tar")), shardshuffle=False).decode("pil")
 """
 JUDGE_TENSORS = """
-images, labels, lr = [torch.load(f"DIR/{n}.pt") for n in ("images", "labels", "lr")]
+names = ("images", "labels", "lr")
+images, labels, lr = [torch.load(f"DIR/{n}.pt", weights_only=True) for n in names]
 evaluator.compute_metrics(image_tensor=images, hard_labels=labels, syn_lr=lr)
 """
 JUDGE_FOLDERS = """

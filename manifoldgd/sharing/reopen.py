@@ -17,7 +17,8 @@ from typing import Optional
 
 import torch
 
-from ..backbones.backbone import Backbone, fingerprint_of_files, load_backbone
+from ..backbones.backbone import Backbone, fingerprint_of_files
+from ..backbones.families import open_backbone
 from ..backbones.latents import ShardedBank, crop_of, encode, latent_bank
 from ..config.commands import ReportConfig
 from ..config.presets import DistillConfig
@@ -93,7 +94,7 @@ def open_reference(
         return fingerprint_of_files(backbone, backbone_spec)
 
     with asking_hub(named[1]):
-        backbone, problem = open_same(load_backbone, backbone_spec, of_weights, hash_weights)
+        backbone, problem = open_same(open_backbone, backbone_spec, of_weights, hash_weights)
     if backbone is None:
         return Reference(data, None, None, f"The backbone {shown_path(backbone_spec)} {problem}")
     backbone.to(pick_device(device))
