@@ -85,20 +85,23 @@ def differences(
     inputs = ("data_fingerprint", "backbone_fingerprint", "classes")
     return same_run(*configs) + [key for key in inputs if stored.get(key) != wanted[key]]
 
-# %% ../../nbs/distillation/runs.ipynb #bf0ce8b4
+# %% ../../nbs/distillation/runs.ipynb #3de7c44f
 def check_settings(
     stored: dict,  # the settings of a manifest
 ):
     "Raise a `ValueError` unless settings are such as a run is made with."
     config = from_dict(DistillConfig, stored)
     check_config(config)
+    absent = {"data", "ipc", "preset", "seed"} - set(stored)
+    if absent:
+        raise InputError(f"Expected the setting {min(absent)}, but it is not there.")
     usual = preset_values(config)
     left_open = [name for name in usual if usual[name] is not None
                  and stored.get(name, usual[name]) is None]
     if left_open:
         raise InputError(f"Expected every setting to have a value, but {left_open[0]} has none.")
 
-# %% ../../nbs/distillation/runs.ipynb #02ea96ae
+# %% ../../nbs/distillation/runs.ipynb #eb450785
 def check_classes(
     rows: list,  # of dicts, as `ClassMap.rows` writes them
 ):
@@ -316,7 +319,7 @@ class RunFolder:
             os.unlink(own)
         return manifest
 
-# %% ../../nbs/distillation/runs.ipynb #0865fb8b
+# %% ../../nbs/distillation/runs.ipynb #699613dd
 def run_key(
     manifest: dict,
 ) -> str:  # 64 hex digits
@@ -334,7 +337,7 @@ def record_digest(
     said = {key: record[key] for key in sorted(record) if key != "digest"}
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
-# %% ../../nbs/distillation/runs.ipynb #b6595dd4
+# %% ../../nbs/distillation/runs.ipynb #2970c739
 def is_sound(
     record: dict,  # of a unit
 ) -> bool:
@@ -389,7 +392,7 @@ def save_unit(
     with replacing(run.path / unit.name) as temporary:
         temporary.write_text(json.dumps(record))
 
-# %% ../../nbs/distillation/runs.ipynb #5d8f0cf6
+# %% ../../nbs/distillation/runs.ipynb #7dfd74f5
 def hash_file(
     path: Path,
 ) -> str:  # 64 hex digits; empty where there is no file to be read
@@ -416,7 +419,7 @@ def is_damaged(
     hashes = record["images"].items()
     return strange or any(hash_file(run.path / name) != digest for name, digest in hashes)
 
-# %% ../../nbs/distillation/runs.ipynb #8f28bbf7
+# %% ../../nbs/distillation/runs.ipynb #48983949
 def drop_damaged(
     run: RunFolder,
     units: list,  # of `Unit`: all of the run
@@ -556,7 +559,7 @@ def images_in(
         found |= {(below / name).as_posix() for name in names if is_image(name)}
     return found
 
-# %% ../../nbs/distillation/runs.ipynb #e65f2d93
+# %% ../../nbs/distillation/runs.ipynb #e7a7680d
 def first_change(
     folder: Path,  # of the run
     manifest: dict,  # of the finished run

@@ -87,7 +87,7 @@ def save_checkpoint(
         with suppress(FileNotFoundError):
             os.replace(path, before(path))
 
-# %% ../../nbs/pretraining/loop.ipynb #093e090f
+# %% ../../nbs/pretraining/loop.ipynb #5214883c
 def read_checkpoint(
     path: Path,  # of a checkpoint
     parts: dict,  # of `training_parts`: they get its state
@@ -105,7 +105,7 @@ def read_checkpoint(
         raise ValueError(f"it is of step {state['done']}")
     return state["done"]
 
-# %% ../../nbs/pretraining/loop.ipynb #f6f3a08e
+# %% ../../nbs/pretraining/loop.ipynb #41156b08
 def load_checkpoint(
     path: Path,  # where a checkpoint may be
     parts: dict,  # of `training_parts`: they get its state
