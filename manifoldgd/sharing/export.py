@@ -8,6 +8,7 @@ __all__ = ['check_request', 'check_hub', 'whole_folder', 'describe_export', 'exp
 
 # %% ../../nbs/sharing/export.ipynb #130c5280
 import json
+import os
 import re
 import shutil
 import sys
