@@ -219,7 +219,7 @@ MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # in w
 
 
 def explain_refusal(
-    error: OSError,
+    error: OSError,  # of a file or a stream
 ) -> tuple:  # a sentence, the exit status
     "Say what the system refused, and how to go on."
     file = error.filename if isinstance(error.filename, str) else "a file or stream"

@@ -7,7 +7,7 @@ __all__ = ['LIMITS', 'STRAY', 'A_DAY', 'clear_strays_once', 'KINDS', 'to_points'
            'one_core_each', 'in_order', 'keep_memory', 'used_memory', 'free_on_linux', 'free_memory', 'in_words',
            'progress_line', 'ProgressLines', 'progress_bar', 'length_of', 'to_pil', 'from_pil', 'image_grid',
            'temporary_name', 'clear_strays', 'is_unused', 'kind_of_file', 'expect_file', 'read_text', 'temporary_for',
-           'replacing', 'creating', 'cache_folder', 'Remembered', 'is_settled', 'packaged', 'git_commit']
+           'replacing', 'creating', 'cache_folder', 'sealed', 'Remembered', 'is_settled', 'packaged', 'git_commit']
 
 # %% ../nbs/core.ipynb #2cdcd2a9
 import ctypes
@@ -477,6 +477,16 @@ def cache_folder() -> Path:
         )
     return Path(folder)
 
+# %% ../nbs/core.ipynb #b0d6a662
+def sealed(
+    key: str,  # of an entry
+    stamp: str,
+    value,  # anything that JSON can hold
+) -> list:  # stamp, value, and a hash of all three
+    "Put a hash behind an entry, so that a damaged one is known."
+    text = json.dumps([key, stamp, value])
+    return [stamp, value, hashlib.sha256(text.encode()).hexdigest()[:16]]
+
 # %% ../nbs/core.ipynb #158c0240
 class Remembered:
     "What was found out about some files, each with the stamp it holds for."
@@ -490,11 +500,11 @@ class Remembered:
         self.path = cache_folder() / f"{name[:50]}-{where}-{what}.json"
         self.entries = self.read()
 
-    def read(self) -> dict:  # key -> [stamp, value]
+    def read(self) -> dict:  # key -> [stamp, value, hash of both]
         "Read what is there; a file that is absent or damaged holds nothing."
         try:
             entries = json.loads(self.path.read_text(encoding="utf8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return entries if isinstance(entries, dict) else {}
 
@@ -502,10 +512,10 @@ class Remembered:
         key: str,  # of the entry, such as the name of a class folder
         stamp: str,  # what must not have changed since: sizes and times of files
     ):
-        "Look up what is known for a stamp: None if nothing is."
+        "Look up what is known for a stamp: None if nothing is, or if it was changed by others."
         entry = self.entries.get(key)
-        if isinstance(entry, list) and len(entry) == 2 and entry[0] == stamp:
-            return entry[1]
+        if isinstance(entry, list) and len(entry) == 3 and entry[0] == stamp:
+            return entry[1] if entry == sealed(key, stamp, entry[1]) else None
 
     def put(self,
         key: str,  # of the entry
@@ -513,7 +523,7 @@ class Remembered:
         value,  # anything that JSON can hold
     ):
         "Keep a value, beside what another process may have kept meanwhile."
-        self.entries = self.read() | {key: [stamp, value]}
+        self.entries = self.read() | {key: sealed(key, stamp, value)}
         try:
             with replacing(self.path) as temporary:
                 temporary.write_text(json.dumps(self.entries), encoding="utf8")

@@ -106,7 +106,7 @@ class Backbone:
         "Where the denoiser is."
         return self.transformer.device
 
-    def conditions(self, classes: list) -> list:
+    def conditions(self, classes: list) -> list:  # of N `ImageClass` -> N labels
         "Find the label of each `ImageClass`."
         return match_labels(classes, self)
 
@@ -114,7 +114,7 @@ class Backbone:
         "Make what the denoiser is told of N labels."
         return {"class_labels": torch.tensor(labels, device=self.device)}
 
-    def unconditional(self, n: int) -> dict:
+    def unconditional(self, n: int) -> dict:  # how often -> as `condition`
         "Make what the denoiser is told of no class, n times."
         return self.condition([self.null_label] * n)
 

@@ -88,7 +88,7 @@ LEVELS = 8  # of a VAE
 
 def is_whole(
     value,  # anything
-    largest: int,
+    largest: int,  # that is believed
 ) -> bool:
     "Tell whether a value is a whole number from 1 on."
     return type(value) is int and 1 <= value <= largest

@@ -135,13 +135,13 @@ class StableDiffusion:
         "SHA-256 over the configurations and weights of all networks."
         return hash_networks(*self.networks())
 
-    def conditions(self, classes: list) -> list:
+    def conditions(self, classes: list) -> list:  # of N `ImageClass` -> N prompts
         "Write the prompt of each `ImageClass`."
         prompts = [class_prompt(info, self.prompt) for info in classes]
         expect_short(self.texts[0][0], prompts)
         return prompts
 
-    def condition(self, prompts: list) -> dict:
+    def condition(self, prompts: list) -> dict:  # N texts -> tensors of N rows
         "Encode N prompts; a prompt that comes twice is encoded once."
         different = list(dict.fromkeys(prompts))
         place = [different.index(prompt) for prompt in prompts]
@@ -152,7 +152,7 @@ class StableDiffusion:
         states = torch.cat([states for states, _ in encoded], dim=-1)
         return {"states": states[place], "pooled": encoded[-1][1][place]}
 
-    def unconditional(self, n: int) -> dict:
+    def unconditional(self, n: int) -> dict:  # how often -> as `condition`
         "Encode the empty prompt, n times."
         empty = self.condition([""] * n)
         if self.is_xl and self.zeros_for_empty:

@@ -402,6 +402,7 @@ def prepare_elsewhere(
     with progress_bar(len(missing), "prepare", "classes", progress) as bar:
         for _ in engine.map(partial(prepare_class, session.config), missing):
             bar.update()
+    expect_prepared(session)
 
 
 def make_elsewhere(

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ..backbones.backbone import Backbone
-from ..backbones.latents import decode, encode
+from ..backbones.latents import CROPS, decode, encode
 from ..config.commands import PretrainConfig
 from ..config.settings import check_config, from_dict, to_dict
 from manifoldgd.core import (
@@ -552,7 +552,8 @@ def pretrain(
     if progress:
         print(describe_plan(config, data, seconds), flush=True)
     kept, held = split_held_out(data.labels, config.held_out)
-    images = data.images(kept, config.image_size, config.channels)
+    shape = (config.image_size, config.channels, CROPS["DiTTransformer2DModel"])
+    images = data.images(kept, *shape)
     labels = data.labels[kept]
     id2label = {i: c.folder for i, c in enumerate(data.classes)}
     backbone = train_backbone(config, images, labels, id2label, progress)
@@ -560,7 +561,7 @@ def pretrain(
     def judged():
         aside = torch.empty(0), data.labels[held]
         if len(held):
-            aside = data.images(held, config.image_size, config.channels), data.labels[held]
+            aside = data.images(held, *shape), data.labels[held]
         return judge_it(config, backbone, images, labels, aside, progress)
 
     finish(out, config, data, backbone, judged, progress)

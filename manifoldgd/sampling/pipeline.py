@@ -55,16 +55,16 @@ class NoiseModel:
     cfg_channels: object  # the first channels that w acts on, or "all"
     interval: Window  # the steps that it acts in
 
-    def __call__(self, x, t):
+    def __call__(self, x, t):  # (N, C, H, W), a number -> (N, C, H, W)
         "Predict noise (N, C, H, W), or a pair with the model's v."
         return self.with_scale(x, t, self.guidance_scale)
 
-    def at_step(self, index: int, count: int):
+    def at_step(self, index: int, count: int):  # a step, of how many -> a noise model
         "The noise model of a step."
         inside = index in self.interval.steps(count)
         return partial(self.with_scale, guidance_scale=self.guidance_scale if inside else 1.)
 
-    def with_scale(self, x, t, guidance_scale):
+    def with_scale(self, x, t, guidance_scale):  # (N, C, H, W), a number, w -> (N, C, H, W)
         "Predict noise with a scale of the classifier-free guidance."
         n, twice = len(x), guidance_scale != 1
         inputs = torch.cat([x, x]) if twice else x
