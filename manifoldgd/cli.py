@@ -15,7 +15,7 @@ import os
 import sys
 import warnings
 from contextlib import redirect_stderr, suppress
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
@@ -107,8 +107,13 @@ def in_one_line(
     frame: str,  # as tyro writes it, drawn in ASCII or not
 ) -> str:
     "Take a message out of its frame."
+
+    def is_rule(line):
+        return not line.strip("─-╰╯+")
+
     lines = [line.strip("│| ") for line in frame.splitlines()[1:]]
-    mistake = takewhile(lambda line: line.strip("─-╰╯+"), lines)
+    below_title = dropwhile(is_rule, lines)
+    mistake = takewhile(lambda line: not is_rule(line), below_title)
     return plain("\n".join(mistake)).rstrip(".")
 
 

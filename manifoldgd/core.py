@@ -427,7 +427,7 @@ def temporary_for(
     temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        clear_strays_once(path.parent.resolve())
+        clear_strays_once(os.path.realpath(path.parent))
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
     except OSError as error:

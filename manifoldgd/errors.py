@@ -89,6 +89,6 @@ def plain(
     text: str,  # a message
 ) -> str:  # one line, of characters that a terminal shows
     "Write a message so that nothing in it is taken for a command, and nothing is noise."
-    text = re.sub(r" (object )?at 0x[0-9a-fA-F]+", "", text)
     line = " ".join(part.strip() for part in text.splitlines() if part.strip())
+    line = re.sub(r" (object )?at 0x[0-9a-fA-F]+", "", line)
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

@@ -57,6 +57,12 @@ def test_a_trace_without_planes_is_drawn_without_them():
     assert titles == [PANELS[name] for name in ("mode", "x0", "push_to_noise")]
 
 
+def test_a_single_column_is_drawn():
+    fig = plot_trace(pd.DataFrame({"step": [0, 0, 1, 1], "image": [0, 1, 0, 1], "x0": 4 * [1.]}))
+    assert [ax.get_title() for ax in fig.axes] == [PANELS["x0"]]
+    plt.close(fig)
+
+
 def test_a_table_is_made_without_the_drawing_library():
     code = "import sys, manifoldgd.sampling.trace; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

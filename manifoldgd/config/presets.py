@@ -11,8 +11,8 @@ __all__ = ['SOURCE_HELP', 'SEEDS', 'PresetName', 'PrototypeMethod', 'GUIDED', 'K
 
 # %% ../../nbs/config/presets.ipynb #def8f020
 import dataclasses
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Optional, Union
 
 from .settings import check_config, defaults_of, method_setting, setting
@@ -285,7 +285,8 @@ def data_name(
     data: str,  # as `--data` takes it
 ) -> str:  # fit for the name of a folder
     "Name a dataset in short, for the folders of its runs."
-    return Path(data.removeprefix("hf:")).resolve().name.replace(":", "-")
+    place = os.path.realpath(data.removeprefix("hf:"))
+    return os.path.basename(place).replace(":", "-")
 
 
 def preset_values(

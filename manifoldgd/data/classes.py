@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from ..core import packaged
+from ..core import packaged, read_text
 from ..errors import InputError, did_you_mean, shortened
 
 # %% ../../nbs/data/classes.ipynb #8d526364
@@ -197,7 +197,7 @@ def read_names(
     if wanted is None:
         return None
     if isinstance(wanted, str) and os.path.isfile(os.path.expanduser(wanted)):
-        lines = Path(wanted).expanduser().read_text(encoding="utf8").splitlines()
+        lines = read_text(os.path.expanduser(wanted)).splitlines()
         names = [line.strip() for line in lines if not line.startswith("#")]
     else:
         names = split_names(wanted) if isinstance(wanted, str) else list(wanted)

@@ -35,7 +35,7 @@ from PIL import Image
 
 from ..config.commands import EvaluateConfig
 from ..config.protocols import PROTOCOLS, Protocol, adapt, default_protocol, shorten
-from ..config.settings import to_dict
+from ..config.settings import check_config, to_dict
 from manifoldgd.core import (
     free_memory,
     git_commit,
@@ -49,7 +49,7 @@ from ..data.images import mean_and_std, open_image
 from ..data.sources import load_data, source_of
 from ..distillation.engine import open_engine
 from ..distillation.runs import Run, read_run
-from ..errors import InputError, expect_between, expect_one_of
+from ..errors import InputError, expect_one_of
 from .tables import add_rows, expect_writable, read_table, same_key
 from manifoldgd.students.cost import (
     Pace,
@@ -235,9 +235,7 @@ def list_trainings(
     config: EvaluateConfig,
 ) -> list:  # of `Training`
     "Read the runs and their tests, and find every mistake before anything is trained."
-    expect_between("seeds", config.seeds, 1)
-    if config.workers is not None:
-        expect_between("workers", config.workers, 1)
+    check_config(config)
     open_bench = cache(load_bench)
     runs = read_runs(config)
     chosen = choose_protocol(runs, config.protocol)
@@ -671,8 +669,8 @@ def evaluate(
     progress: bool = True,  # say what it will cost, and show a progress bar
 ) -> pd.DataFrame:  # one row per training of these runs
     "Train students on every run, or go on with an evaluation that was stopped."
-    trainings = list_trainings(config)
     stored = read_rows(config.out)
+    trainings = list_trainings(config)
     expect_writable(config.out)
     device = pick_device(config.device)
     if not config.protocol:

@@ -31,7 +31,7 @@ from ..backbones.kept import keep_tensors, read_kept
 from ..backbones.latents import crop_of, encode, latent_bank
 from ..config.commands import MetricsConfig
 from ..config.protocols import Protocol
-from ..config.settings import to_dict
+from ..config.settings import check_config, to_dict
 from ..core import cache_folder, git_commit, pick_device, progress_bar
 from ..data.hub import asking_hub
 from ..data.images import ImageData, mean_and_std, resize_and_crop
@@ -454,8 +454,9 @@ def measure_runs(
     progress: bool = True,  # show progress bars
 ) -> pd.DataFrame:  # one row per run and metric
     "Measure runs and real images, and keep the rows."
-    runs, data, labels = open_runs(config)
+    check_config(config)
     read_metrics(config.out)  # a damaged table is found before anything is measured
+    runs, data, labels = open_runs(config)
     expect_writable(config.out)
     backbone = find_backbone(config, runs)
     source = choose_source(config, data, backbone, network, size, progress)

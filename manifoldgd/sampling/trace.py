@@ -134,8 +134,9 @@ def plot_trace(
     if not panels:
         raise InputError("Expected `table` to be the trace of guided samples, but got an empty "
                          "one. Was there a guidance, and was `trace` on?")
-    fig, axes = plt.subplots(1, len(panels), figsize=(2.5 * len(panels), 2.3), dpi=80)
-    for ax, name in zip(axes, panels):
+    size = (2.5 * len(panels), 2.3)
+    fig, axes = plt.subplots(1, len(panels), figsize=size, dpi=80, squeeze=False)
+    for ax, name in zip(axes[0], panels):
         draw_panel(ax, table, name)
     fig.tight_layout()
     return fig

@@ -19,6 +19,7 @@ from PIL import Image
 from ..config.presets import IGNORED, DistillConfig
 from ..core import packaged
 from ..data.classes import imagenet_labels
+from ..data.images import open_image, read_image_file
 from ..distillation.runs import SHOWN, gallery
 from .formats import DistilledSet, Format, ddranking_name
 
@@ -315,4 +316,5 @@ def write_card(
     first = {c["folder"] for c in distilled.classes[:SHOWN]}
     shown = [image for image in distilled.images if image.folder in first and image.k < SHOWN]
     columns = min(distilled.run.config.ipc, SHOWN)
-    gallery([Image.open(image.path) for image in shown], columns).save(folder / "preview.png")
+    pictures = [open_image(read_image_file(image.path)) for image in shown]
+    gallery(pictures, columns).save(folder / "preview.png")

@@ -28,6 +28,7 @@ from huggingface_hub.errors import (
 from ..backbones.backbone import HUB_ID
 from ..config.commands import ExportConfig
 from ..config.settings import check_config
+from ..core import clear_strays_once, read_text, temporary_name
 from ..errors import InputError
 from .card import write_card
 from manifoldgd.sharing.formats import (
@@ -79,8 +80,9 @@ def whole_folder(
     path: Path,  # of the folder; it may exist if it is empty
 ):
     "Write a folder under a temporary name; rename it when the block has ended without an error."
-    path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = Path(os.path.realpath(path))
+    temporary = temporary_name(path)
+    clear_strays_once(path.parent)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -128,8 +130,9 @@ def is_there(
         expect_place(folder)
         return False
     try:
-        stored = json.loads((folder / "export.json").read_text())
-    except (OSError, ValueError):
+        stored = json.loads(read_text(folder / "export.json"))
+        stored.get("format")
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise InputError(f"Expected {folder} to be new, empty or the same export, but it holds "
                          f"other files. {advice}") from None
     changed = [name for name in wanted if stored.get(name) != wanted[name]]
@@ -173,8 +176,9 @@ def expect_outside(
     distilled: DistilledSet,
 ):
     "Raise an `InputError` for an export among the images of its own run."
-    images = Path(distilled.run.folder, "images").resolve()
-    if images in (folder.resolve(), *folder.resolve().parents):
+    images = Path(os.path.realpath(Path(distilled.run.folder, "images")))
+    place = Path(os.path.realpath(folder))
+    if images in (place, *place.parents):
         raise InputError(f"Expected `to` to be a folder outside {images}, but got {folder}: only "
                          "images belong there.")
 

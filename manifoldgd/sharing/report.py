@@ -20,8 +20,8 @@ from typing import Optional
 import pandas as pd
 
 from ..config.commands import ReportConfig
-from ..config.settings import defaults_of
-from ..core import replacing
+from ..config.settings import check_config, defaults_of
+from ..core import expect_file, kind_of_file, replacing, temporary_for
 from ..data.classes import split_names
 from ..data.images import resize_and_crop
 from ..distillation.runs import read_run
@@ -254,7 +254,7 @@ def draw_trace(
 ) -> Optional[dict]:  # what the template needs; None without a trace
     "Draw the trace of a run, if it has one."
     path = Path(subject.run.folder) / "trace.csv"
-    if not path.exists():
+    if kind_of_file(path) != "a file":
         return None
     try:
         pictures = trace_pictures(pd.read_csv(path))
@@ -392,11 +392,12 @@ def expect_replaceable(
     path: Path,  # where a report is to be written
 ):
     "Raise an `InputError` if something else is there."
-    if path.is_dir():
-        raise InputError(f"Expected `out` to be a file, but {path} is a folder.")
+    expect_file(path, "Choose another `--out`.")
     if path.exists() and MARK not in path.read_text(encoding="utf8", errors="replace"):
         raise InputError(f"Expected {path} to be new or an earlier report, but it is another file. "
                          "Choose another `--out`.")
+    with temporary_for(path):  # whatever forbids writing is found before the work
+        pass
 
 # %% ../../nbs/sharing/report.ipynb #0e9db5cd
 def write_reports(
@@ -404,6 +405,7 @@ def write_reports(
     progress: bool = True,  # show progress bars
 ) -> list:  # of paths
     "Write a report for each run, or one for all of them if a file is named."
+    check_config(config)
     if not config.runs:
         raise InputError("Expected the folder of at least one run, but got none.")
     expect_tables(config)
