@@ -1,4 +1,4 @@
-# `make demo` and `make test` each start from a bare machine with Python 3.10 or newer.
+# `make install`, `make demo` and `make test` start from a bare machine with Python 3.10 or newer.
 VENV   ?= .venv
 PYTHON ?= python3
 SLOW   ?=
@@ -6,7 +6,7 @@ PAGES  ?=
 BIN    := $(VENV)/bin
 SETUP  := settings.ini setup.py pyproject.toml
 .DEFAULT_GOAL := help
-.PHONY: help demo test refresh readme docs docs-check notebooks clean
+.PHONY: help install demo test refresh readme docs docs-check notebooks clean
 
 help:  ## list what make can do
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -15,11 +15,13 @@ help:  ## list what make can do
 	@echo '  SLOW=1                              with test and refresh: the slow cells too'
 	@echo '  PAGES="nbs/prototypes/tree.ipynb"   with refresh: these pages, not all'
 
+install: $(VENV)/installed  ## install the library and the command `manifoldgd`, nothing else
+
 demo: $(VENV)/installed  ## install, distil the embedded digits five ways, train students on each
 	$(BIN)/python experiments/demo.py
 
 test: $(VENV)/installed-dev  ## install for development, then run every page and test
-	OMP_NUM_THREADS=1 SLOW=$(SLOW) $(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 SLOW=$(SLOW) $(BIN)/python -m pytest -n logical --dist loadgroup tests
 
 refresh: $(VENV)/installed-dev  ## run the pages in place and store their outputs
 	$(BIN)/nbdev_export

@@ -29,10 +29,11 @@ def classifiers(settings):
 
 
 def extras(settings):
-    "List what is needed for some formats or engines only, and for development, which needs it all."
-    names = ("hf", "ray", "dev")
-    needed = {name: shlex.split(settings[f"{name}_requirements"]) for name in names}
-    return needed | {"dev": needed["dev"] + needed["hf"] + needed["ray"]}
+    "List what is needed for some formats, models or engines, and for development: all of it."
+    names = ("hf", "sd", "ray")
+    optional = {name: shlex.split(settings[f"{name}_requirements"]) for name in names}
+    development = shlex.split(settings["dev_requirements"])
+    return optional | {"dev": sum(optional.values(), development)}
 
 
 settings = read_settings()
@@ -48,6 +49,10 @@ setup(
     license_files=["LICENSE"],
     classifiers=classifiers(settings),
     python_requires=f">={settings['min_python']}",
+    # Named, the root makes an editable install a plain line in a .pth file. Otherwise a finder
+    # stands behind the search of folders, and beside a checkout called manifoldgd Python takes that
+    # folder for the package.
+    package_dir={"": "."},
     packages=find_packages(include=["manifoldgd", "manifoldgd.*"]),
     package_data={"manifoldgd": ["weights/**/*", "tables/*", "templates/*"]},
     zip_safe=False,

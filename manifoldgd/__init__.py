@@ -20,6 +20,8 @@ _HOMES = {
     "decode": "backbones.latents",
     "bisect_tree": "prototypes.tree",
     "select_prototypes": "prototypes.selection",
+    "find_candidates": "geometry.neighborhood",
+    "stack_candidates": "geometry.neighborhood",
     "TangentSpace": "geometry.tangent",
     "fit_tangent": "geometry.tangent",
     "NoGuidance": "guidance.guidance",

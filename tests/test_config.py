@@ -15,7 +15,7 @@ RELEASED = {"preset": "released"}
 
 @pytest.mark.parametrize("settings, words", [
     ({"preset": "best"}, "one of manifoldgd, paper, released, mgd, dit, decoded, random"),
-    ({"ipc": 0}, "`ipc` to be at least 1, but got 0"),
+    ({"ipc": 0}, "`ipc` to be between 1 and 100000, but got 0"),
     ({"ipc": 1.5}, "`ipc` to be int, but got 1.5"),
     ({"ipc": True}, "`ipc` to be int, but got True"),
     ({"kernel": "gauss"}, "`kernel` to be one of rbf, laplace, imq, but got 'gauss'"),
@@ -24,6 +24,9 @@ RELEASED = {"preset": "released"}
     ({"radius": math.inf}, "`radius` to be at least 0, but got inf"),
     ({"stop": 1.2}, "`stop` to be between 0 and 1, but got 1.2"),
     ({"start": .8, "stop": .5}, "`start` to be at most `stop`"),
+    ({"cfg_start": .8, "cfg_stop": .5}, "`cfg_start` to be at most `cfg_stop`, but got 0.8"),
+    ({"cfg_stop": 1.2}, "`cfg_stop` to be between 0 and 1, but got 1.2"),
+    ({"dtype": "half"}, "`dtype` to be one of float32, bfloat16, float16, but got 'half'"),
     ({"num_inference_steps": 0}, "`num_inference_steps` to be between 1 and 1000"),
     ({"scheduler": "ddpm", "num_inference_steps": 1}, "at least 2, but got 1"),
     ({"tangent_dim": 12}, "`tangent_dim` to be between 0 and 11, but got 12"),
@@ -53,7 +56,8 @@ def test_settings_that_cannot_be_used(settings, words):
 def test_every_preset_resolves_to_itself(preset):
     resolved = resolve(DistillConfig(preset=preset))
     left = {name for name, value in vars(resolved).items() if value is None}
-    assert left == {"named", "classes", "image_column", "label_column"}  # not the method's
+    not_the_methods = {"named", "classes", "image_column", "label_column", "prompt"}
+    assert left == not_the_methods
     assert resolve(resolved) == resolved
 
 

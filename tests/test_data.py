@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from manifoldgd.data import images
 from manifoldgd.data.classes import ImageClass
 from manifoldgd.data.images import (
     ENDINGS,
@@ -105,10 +106,11 @@ def test_a_link_to_nowhere_is_named(tmp_path):
             read()
 
 
-def test_an_image_of_absurd_size_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("limit", ["PIXELS", "SIDE"])
+def test_an_image_of_absurd_size_is_named(tmp_path, monkeypatch, limit):
     data = FolderImages(save_images(tmp_path, ["cat/a.png"]))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    with pytest.raises(InputError, match=r"a\.png to be an image, but .*exceeds limit"):
+    monkeypatch.setattr(images, limit, 11)
+    with pytest.raises(InputError, match=r"a\.png to be an image, but .*it has 12 x 10 pixels"):
         data.images()
 
 

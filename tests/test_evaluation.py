@@ -22,11 +22,11 @@ from manifoldgd.config.protocols import PROTOCOLS
 from manifoldgd.config.settings import to_dict
 from manifoldgd.core import to_pil
 from manifoldgd.distillation.distill import distill
-from manifoldgd.distillation.runs import read_run
+from manifoldgd.distillation.runs import image_hashes, read_run
 from manifoldgd.errors import InputError
 from manifoldgd.evaluation import accuracy
 from manifoldgd.evaluation.comparison import summarize
-from manifoldgd.evaluation.tables import put_row, read_table
+from manifoldgd.evaluation.tables import add_rows, read_table
 from manifoldgd.students.cost import Pace, measure_pace
 
 COLUMNS = {"run": str, "seed": int, "top1": float}
@@ -58,10 +58,11 @@ def test_other_files_are_refused_and_left_alone(tmp_path, text):
     assert path.read_text() == text
 
 
-def test_a_row_must_have_every_column():
-    rows = read_table("nowhere.csv", COLUMNS, (), "pears")
-    with pytest.raises(KeyError, match="top1"):
-        put_row(rows, {"run": "a", "seed": 1}, ["run", "seed"])
+def test_a_row_must_have_every_column(tmp_path):
+    path = tmp_path / "pears.csv"
+    with pytest.raises(KeyError, match="seed"):
+        add_rows(path, pd.DataFrame([{"run": "a"}]), ["run", "seed"], None)
+    assert not path.exists()
 
 
 # Evaluation
@@ -83,8 +84,17 @@ def make_run(out, seed=0, data="digits", channels=1):
         "backbone_fingerprint": "none",
         "finished": True,
     }
+    manifest["images"] = image_hashes(out, manifest)
     (out / "manifest.json").write_text(json.dumps(manifest))
     return str(out)
+
+
+def seal(run):
+    "Write the hashes of a run's images into its manifest anew."
+    manifest = json.loads((Path(run) / "manifest.json").read_text())
+    manifest["images"] = image_hashes(Path(run), manifest)
+    (Path(run) / "manifest.json").write_text(json.dumps(manifest))
+    return run
 
 
 def make_data(root, classes, size=32):
@@ -178,7 +188,7 @@ def resize(run, size, mode="L"):
     "Replace the images of a run by blank ones of another size."
     for path in Path(run).glob("images/*/*.png"):
         Image.new(mode, size).save(path)
-    return run
+    return seal(run)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +226,7 @@ def test_one_gray_photograph_makes_no_gray_student(run, tmp_path):
     data = make_data(tmp_path / "photos", "0123456789")
     colored = resize(make_run(tmp_path / "colored", data=data), (32, 32), "RGB")
     Image.new("L", (32, 32)).save(Path(colored) / "images/0/00000.png")
+    seal(colored)
     gray = make_run(tmp_path / "gray", data=data, seed=1)
     trainings = accuracy.list_trainings(EvaluateConfig((gray, colored), seeds=1))
     assert [t.bench.images.shape[1] for t in trainings] == [3, 3]

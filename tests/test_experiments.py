@@ -1,6 +1,8 @@
 """The scripts that measure: nothing happens at import, each has a table, and no row is lost."""
 import argparse
 import importlib
+import itertools
+import subprocess
 import sys
 
 import matplotlib
@@ -10,6 +12,7 @@ import torch
 from conftest import ROOT
 
 from manifoldgd.core import git_commit
+from manifoldgd.evaluation.comparison import t_interval
 from manifoldgd.geometry.neighborhood import find_candidates, stack_candidates
 from manifoldgd.guidance.guidance import Step
 from manifoldgd.guidance.manifold import ManifoldGuidance
@@ -19,7 +22,7 @@ NAMES = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
 SHARED = {"ledger", "sweep"}  # what the scripts have in common
 SCRIPTS = [name for name in NAMES if name not in SHARED]
 QUOTED = {"published"}  # tables of published figures, which no script measures
-UNMEASURED = {"own_backbone", "own_data"}  # not run to their end yet
+UNMEASURED = {"own_backbone", "own_data", "sampler_speed"}  # not run to their end yet
 
 
 @pytest.fixture
@@ -63,6 +66,35 @@ def test_a_script_says_its_table_and_its_command(load, name):
 def test_scripts_and_tables_have_one_stem():
     tables = {p.stem for p in (ROOT / "results").glob("*.csv")}
     assert tables - QUOTED == set(SCRIPTS) - UNMEASURED
+
+
+def git(*arguments):
+    "What git says of this repository, or nothing."
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@pytest.mark.skipif(
+    git("rev-parse", "--is-shallow-repository") != "false",
+    reason="the commits of the tables are looked for in the whole history",
+)
+def test_tables_were_measured_with_commits_of_this_history():
+    history = set(git("rev-list", "HEAD").splitlines())
+    for path in (ROOT / "results").glob("*.csv"):
+        table = pd.read_csv(path)
+        commits = set(table["commit"]) if path.stem not in QUOTED else set()
+        assert commits <= history, f"{path.name} names a commit that is not in the history."
+
+
+def test_three_seeds_tell_no_strength_of_the_presets_from_another():
+    "What the page of presets says of `results/preset_strength.csv`."
+    rows = pd.read_csv(ROOT / "results" / "preset_strength.csv")
+    rows["arm"] = rows.run.str.extract(r"([^/]+)-ipc")[0]
+    means = rows.groupby(["generation_seed", "arm"]).top1_last.mean().unstack()
+    assert means.shape == (3, 7)
+    for one, other in itertools.combinations(means, 2):
+        mean, _, interval = t_interval(means[one] - means[other])
+        assert abs(mean) < interval, f"{one} and {other}"
 
 
 def test_a_wrong_option_is_refused(load, capsys):
@@ -214,3 +246,59 @@ def test_a_strength_without_finite_samples_has_rows_without_results(strength, mo
     monkeypatch.setattr(strength, "make_images", lost)
     missing = [{"seed": 0, "training_seed": 0}, {"seed": 0, "training_seed": 1}]
     assert list(strength.rows_of(None, None, None, missing)) == missing
+
+
+# The speed of the sampler
+
+@pytest.fixture
+def speed(load):
+    return load("sampler_speed")
+
+
+CHEAP = ["guided", "plain", "batched", "batch", "latent", "neighbors", "matmul"]
+
+
+def run_script(module, monkeypatch, *arguments):
+    "Run a script with these arguments."
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
+    module.main()
+
+
+def test_figures_of_a_tiny_sampler(speed, monkeypatch, tmp_path):
+    "All rows are there, each has a ratio, and a second run has nothing to do."
+    path = tmp_path / "table.csv"
+    arguments = ("--model", "tiny", "--repeats", "1", "--out", str(path), "--figures", *CHEAP)
+    run_script(speed, monkeypatch, *arguments)
+    table = pd.read_csv(path)
+    settings = {name: speed.FIGURES[name].settings for name in CHEAP}
+    settings["latent"] = ("side 4", "side 8", "side 16")
+    for name in CHEAP:
+        assert table[table.figure == name].setting.tolist() == list(settings[name])
+    others = table[table.figure != "matmul"]
+    assert (others.ratio - others.seconds / others.beside).abs().max() < 1e-3 * others.ratio.max()
+    assert table.ratio.gt(0).all()
+    before = path.read_bytes()
+    run_script(speed, monkeypatch, *arguments)
+    assert path.read_bytes() == before
+
+
+def test_the_plain_sampler_makes_the_same_samples(speed):
+    "Another way to the same latents, written from the formulas, so that the comparison is fair."
+    bench = speed.Bench("tiny", torch.device("cpu"))
+    images = bench.images(2)
+    unguided = bench.run(images)
+    guided = bench.run(images, images.guidance())
+    plain = torch.cat([speed.plain_sample(bench, images.one(k)) for k in range(2)])
+    torch.testing.assert_close(plain, guided, atol=1e-3, rtol=1e-4)
+    assert (guided - unguided).norm() > 100 * (guided - plain).norm()
+
+
+def test_missing_rows_of_the_sampler(speed, ledger, tmp_path):
+    bench = speed.Bench("tiny", torch.device("cpu"))
+    args = argparse.Namespace(model="tiny", figures=["plain", "neighbors"], repeats=3)
+    book = ledger.Ledger(tmp_path / "table.csv", speed.KEY)
+    rows = speed.list_missing(args, bench, book)
+    assert len(rows) == 1 + 3 * len(speed.NEIGHBOR_COUNTS), "Expected one repeat of the slow one."
+    book.add(rows[0])
+    book = ledger.Ledger(tmp_path / "table.csv", speed.KEY)
+    assert speed.list_missing(args, bench, book) == rows[1:]

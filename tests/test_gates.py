@@ -14,24 +14,16 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import ROOT
 from nbdev.doclinks import nbglob
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+from docsite.book import read_order
 
 BIN = Path(sys.executable).parent
 LESSONS = {"tutorials", "explanations", "experiments"}  # the chapters that export nothing
 STANDARD = sys.stdlib_module_names | {"manifoldgd"}
-
-
-def sidebar_pages(items):
-    "The pages that a sidebar lists, in its order."
-    for item in items:
-        if isinstance(item, str):
-            yield item
-        elif "href" in item:
-            yield item["href"]
-        else:
-            yield from sidebar_pages(item["contents"])
 
 
 def module_of(page):
@@ -58,9 +50,7 @@ def name_of(page):
     return page.relative_to(ROOT / "nbs").as_posix()
 
 
-QUARTO = yaml.safe_load((ROOT / "_quarto.yml").read_text())
-LISTED = list(sidebar_pages(QUARTO["website"]["sidebar"]["contents"]))
-SIDEBAR = [page for page in LISTED if page.endswith(".ipynb")]
+SIDEBAR = [page for page in read_order(ROOT) if page.endswith(".ipynb")]
 ORDER = import_order(SIDEBAR)
 
 PAGES = sorted(map(Path, nbglob()))
@@ -322,6 +312,7 @@ def test_line_rules():
 PLACES = "home|root|Users|tmp|mnt|usr|opt|var|work|workspace|data|content|kaggle"
 ABSOLUTE = re.compile(rf"(?<![\w.:/])/(?:{PLACES})/[^\s\"'`)]*|\b[A-Z]:\\\\?\w+")
 NUMBERED = re.compile(r"\bpages?[ \n]\d+", flags=re.I)
+OURS = re.compile(r"\b(?:tools|experiments|results)/\w+\.(?:py|csv)\b")
 LINK = re.compile(r"\]\((?!\w+:)([^)\s#]+)")  # within the project
 
 
@@ -354,8 +345,22 @@ def test_links_lead_somewhere(page):
     assert not dead, f"Expected links to files of this project, but got {dead}."
 
 
+def test_the_index_leads_to_every_page():
+    told = "\n".join(source(cell) for cell in cells_of(ROOT / "nbs" / "index.ipynb"))
+    missing = set(SIDEBAR) - {"index.ipynb"} - set(LINK.findall(told))
+    assert not missing, "Expected the table of pages on the index to link every page."
+
+
+@each_page
+def test_files_of_the_repository_that_a_page_names_are_there(page):
+    gone = [name for name in OURS.findall("\n".join(texts_of(page))) if not (ROOT / name).exists()]
+    assert not gone
+
+
 @each_written
 def test_file_names_no_place_of_one_machine_and_no_number_of_a_page(path):
     text = path.read_text(encoding="utf-8")
     assert not ABSOLUTE.findall(text)
     assert not NUMBERED.findall(text)
+    if path.suffix == ".md":
+        assert all((ROOT / name).exists() for name in OURS.findall(text))

@@ -88,13 +88,18 @@ def test_help_and_wrong_arguments_load_nothing_heavy(arguments):
 # The wheel
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    "The wheel, built offline from a copy, so that no build folder is left here."
-    folder = tmp_path_factory.mktemp("wheel")
+def copy_checkout(folder):
+    "Copy what a build needs, so that no build folder is left here."
     for name in ("setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(PACKAGE, folder / "manifoldgd", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    "The wheel, built offline from a copy."
+    folder = tmp_path_factory.mktemp("wheel")
+    copy_checkout(folder)
     build = [sys.executable, "-m", "pip", "wheel", ".", "--wheel-dir", "out"]
     offline = ["--no-deps", "--no-build-isolation", "--no-index"]
     done = subprocess.run([*build, *offline], cwd=folder, capture_output=True, text=True)
@@ -138,6 +143,31 @@ def test_wheel_works_away_from_the_checkout(wheel, tmp_path):
     file, version = python(IMPORT_WHEEL.format(folder=folder), cwd=folder).split()
     assert file.startswith(folder)
     assert version == manifoldgd.__version__
+
+
+EDITABLE = "from setuptools.build_meta import build_editable; build_editable({folder!r})"
+IMPORT_EDITABLE = """
+import site
+site.addsitedir({folder!r})
+import manifoldgd
+print(manifoldgd.__file__)
+manifoldgd.DistillConfig
+"""
+
+
+def test_an_editable_install_is_found_beside_its_checkout(tmp_path):
+    "A folder that holds a checkout called manifoldgd holds no package of that name."
+    checkout, installed = tmp_path / "projects" / "manifoldgd", tmp_path / "installed"
+    checkout.mkdir(parents=True)
+    copy_checkout(checkout)
+    python(EDITABLE.format(folder=str(tmp_path)), cwd=checkout)
+    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(installed)
+    code = IMPORT_EDITABLE.format(folder=str(installed))
+    for place in (checkout.parent, checkout, tmp_path):
+        command = [sys.executable, "-E", "-S", "-c", code]  # without this environment's packages
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == str(checkout / "manifoldgd" / "__init__.py")
 
 
 # The scripts

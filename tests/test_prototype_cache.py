@@ -79,6 +79,7 @@ def test_another_choice_is_made_anew(bank, chosen, change):
 def test_other_latents_are_chosen_from_anew(bank, chosen):
     quiet(bank)
     bank.shards[1] = replace(bank.shards[1], key="another key")
+    bank.shards[1].write(torch.randn(bank.shards[1].shape))
     quiet(bank)
     assert chosen == ["cat", "dog", "owl", "dog"]
 

@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -136,37 +135,6 @@ def with_plain_tables(cells):
     return cells
 
 
-WORDS = re.compile(r"\b(title|suptitle|xlabel|ylabel)(?:=|\()\s*[rf]?\"([^\"{}]+)\"")
-
-
-def picture_text(cell, heading):
-    "What a picture shows, from the words that its code writes on it and the heading above."
-    found = [re.sub(r"\\n|\$|\\", " ", words) for _, words in WORDS.findall(cell.source)]
-    said = dict.fromkeys(found)
-    kind = "Plot" if re.search(r"\b(plt|ax|axes)\b|plot_", cell.source) else "Images"
-    return f"{kind} on: {heading}" + (f" ({'; '.join(said)})" if said else "")
-
-
-def with_picture_texts(cells, title):
-    "Give every picture an alternative text, unless its cell has one."
-    heading = title
-    for cell in cells:
-        if cell.cell_type == "markdown":
-            found = re.findall(r"^#+ ([^{\n]+)", cell.source, flags=re.M)
-            heading = found[-1].strip() if found else heading
-        pictures = [out for out in cell.get("outputs", []) if is_picture(out)]
-        if pictures and "fig-alt:" not in cell.source:
-            texts = [picture_text(cell, heading.replace("`", ""))] * len(pictures)
-            alt = json.dumps(texts if len(texts) > 1 else texts[0], ensure_ascii=False)
-            cell.source = f"#| fig-alt: {alt}\n{cell.source}"
-    return cells
-
-
-def is_picture(out):
-    "Whether an output is a picture."
-    return any(kind.startswith("image/") for kind in out.get("data", {}))
-
-
 def tools_cell(page, book):
     "The line under the title of a page: download it, or run it elsewhere."
     name = page.rpartition("/")[2]
@@ -192,9 +160,8 @@ def processed(page, book):
     processor = NBProcessor(book.root / "nbs" / page, NBDEV)
     processor.process()
     notebook = processor.nb
-    title = notebook.frontmatter_.get("title", page)
     front, *cells = notebook.cells
-    cells = with_picture_texts(with_plain_tables(cells), title)
+    cells = with_plain_tables(cells)
     taken = {name for home, name in book.entries if home == page}
     for cell in cells:
         if cell.cell_type == "markdown":

@@ -12,9 +12,12 @@ import sys
 from base64 import b64decode, b64encode
 from io import BytesIO
 from pathlib import Path
+from pprint import pformat
 
 ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = 96  # of a string that is shown: with quotes and brackets it fits into 100
 LARGE = 90_000  # bytes of a figure that is stored at the density of a screen
+SAID = r'^#\| (fig-\w+): "(.+)"$'  # captions and alternative texts
 PICTURES = "index_files"  # where the README keeps the pictures of the index page
 # One thread and no progress bars: a second run must store the same bytes. Agg: on any machine.
 os.environ.update(TQDM_DISABLE="1", MPLBACKEND="Agg", HF_HUB_DISABLE_PROGRESS_BARS="1")
@@ -99,12 +102,21 @@ def with_small_pictures(outputs):
     return outputs
 
 
+def show_string(text, printer, cycle):
+    "Show a long string on several lines, as Python would write it."
+    for number, line in enumerate(pformat(text, width=COLUMNS).splitlines()):
+        if number:
+            printer.break_()
+        printer.text(line)
+
+
 def refresh_page(path, flags):
     "Run a page in its folder and store the outputs; stop at the first failing cell."
     notebook = read_nb(path)
     shell = CaptureShell(path, mpl_format="retina")
     page = os.path.relpath(path, ROOT)
     shell.run(SETUP)
+    shell.display_formatter.formatters["text/plain"].for_type(str, show_string)
     with working_directory(path.parent):
         for number, cell in enumerate(notebook.cells):
             if is_skipped(cell, flags):  # it keeps its outputs
@@ -160,26 +172,33 @@ def from_root(markdown):
 
 
 def index_page():
-    "The index page as nbdev processes it, without the code that it hides."
+    "The index page as nbdev processes it, without the code that it hides and the site's tabs."
     notebook = read_nb(ROOT / "nbs" / get_config().readme_nb)
     ReadmeFilter()(notebook)
     notebook.metadata["language_info"] = {"name": "python"}  # makes the fences ```python
     for cell in notebook.cells:
         is_code = cell.cell_type == "code"
+        cell.metadata["said"] = dict(re.findall(SAID, cell.source, flags=re.M))
         if is_code and "false" in extract_directives(cell).get("echo:", ()):
             cell.source = ""
-        cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
+        cell.source = re.sub(r"^(#\||:::).*\n?", "", cell.source, flags=re.M)
     return notebook
 
 
-def with_widths(text, notebook):
-    "Show pictures of twice the density at half their size."
+def picture(name, out, said):
+    "A picture with its caption, at half its size if it has twice the density of a screen."
+    width = out.get("metadata", {}).get("image/png", {}).get("width")
+    size = f' width="{width}"' if width else ""
+    return f'<img src="{name}" alt="{said["fig-alt"]}"{size}>\n\n*{said["fig-cap"]}*'
+
+
+def with_captions(text, notebook):
+    "Show every picture of the index page with its alternative text and its caption."
     for number, cell in enumerate(notebook.cells):
         for place, out in enumerate(cell.get("outputs", [])):
-            width = out.get("metadata", {}).get("image/png", {}).get("width")
             name = f"{PICTURES}/index_{number}_{place}.png"
-            if width:
-                text = text.replace(f"![png]({name})", f'<img src="{name}" width="{width}">')
+            if f"![png]({name})" in text:
+                text = text.replace(f"![png]({name})", picture(name, out, cell.metadata["said"]))
     return text
 
 
@@ -194,7 +213,7 @@ def render_readme():
     text, found = MarkdownExporter().from_notebook_node(notebook, resources)
     for useless in (r"```python\n\s*```\n", r"<style.*?</style>\n", r"^[ \t]+$"):
         text = re.sub(useless, "", text, flags=re.M | re.S)
-    text = re.sub(r"\n{3,}", "\n\n", with_widths(text, page)).strip() + "\n"
+    text = re.sub(r"\n{3,}", "\n\n", with_captions(text, page)).strip() + "\n"
     return from_root(text), found["outputs"]
 
 

@@ -6,7 +6,6 @@
 __all__ = ['QUIET', 'damage_of', 'decode_small', 'check_class', 'find_damaged', 'leave_out_damaged', 'expect_every_class']
 
 # %% ../../nbs/data/damage.ipynb #224342ea
-import io
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from functools import partial
 from PIL import Image
 
 from ..core import Remembered, in_order, is_settled, progress_bar
-from .images import ImageData, Unreadable, decode_or_name
+from .images import ImageData, Unreadable, decode_or_name, open_image
 from ..errors import InputError, shortened
 
 # %% ../../nbs/data/damage.ipynb #6e98c578
@@ -41,10 +40,10 @@ def decode_small(
 ):
     "Decode a JPEG file at an eighth of its size; if it is damaged, raise an `Unreadable`."
     try:
-        image = Image.open(io.BytesIO(raw))
+        image = open_image(raw)
         image.draft("L", (1, 1))
         image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # as in `decode_or_name`
         decode_or_name(raw, path)  # says why, in the same words as everywhere
 
 # %% ../../nbs/data/damage.ipynb #7e7dd48c
@@ -75,7 +74,7 @@ def find_damaged(
     stamps = [data.stamp(c) for c in range(len(data.classes))]
     if not any(stamps):
         return {}
-    known = Remembered("damaged", data.name, data.place)
+    known = Remembered("unreadable", data.name, data.place)
     found = [known.get(info.folder, stamp) for info, stamp in zip(data.classes, stamps)]
     new = [c for c, damaged in enumerate(found) if damaged is None]
     total = sum(len(data.of_class(c)) for c in new)

@@ -4,21 +4,25 @@
 
 # %% auto #0
 __all__ = ['VALIDATION_FOLDERS', 'SPLIT_FOLDERS', 'SPLIT_NAMES', 'ANNOTATIONS', 'has_labels', 'without_classes',
-           'wrapped_dataset', 'expect_classes_at_top', 'split_folder', 'find_annotated', 'open_folder']
+           'wrapped_dataset', 'expect_classes_at_top', 'expect_splits_or_classes', 'split_folder', 'is_plain_name',
+           'read_annotations', 'find_annotated', 'open_folder']
 
 # %% ../../nbs/data/layouts.ipynb #ba52fbc8
+import os
 from itertools import chain
 from pathlib import Path
 
+from ..core import read_text
 from .classes import ClassMap, choose_classes
 from manifoldgd.data.images import (
     FolderImages,
     class_of_folder,
     find_images,
     is_image,
+    is_junk,
     visible_folders,
 )
-from ..errors import InputError
+from ..errors import InputError, shortened
 
 # %% ../../nbs/data/layouts.ipynb #85e3b38c
 VALIDATION_FOLDERS = ["val", "validation", "valid"]
@@ -47,9 +51,10 @@ def without_classes(
 ) -> InputError:  # to be raised
     "Say that the classes of the images in a folder are not known."
     return InputError(
-        f"Expected one folder of images per class in {folder}, but found none. ImageNet's "
-        "validation images come without: move each into a folder named by its WordNet id, which "
-        "the development kit of ILSVRC2012 tells for every image."
+        f"Expected one folder of images per class in {folder}, but found none. If {folder.name} "
+        "is a class and no split, call it otherwise. ImageNet's validation images come without: "
+        "move each into a folder named by its WordNet id, which the development kit of ILSVRC2012 "
+        "tells for every image."
     )
 
 # %% ../../nbs/data/layouts.ipynb #97d777e1
@@ -79,13 +84,31 @@ def expect_classes_at_top(
             f"itself. Name that one: {inner}."
         )
     folders = visible_folders(root)
-    splits = [p.name for p in folders if p.name.lower() in SPLIT_NAMES and visible_folders(p)]
+    splits = [p.name for p in folders if p.name.lower() in SPLIT_NAMES]
     if splits:
         raise InputError(
             f"Expected a folder train in {root} beside {' and '.join(splits)}, but found none."
         )
     if not folders and any(is_image(p.name) for p in root.iterdir()):
         raise without_classes(root)
+
+# %% ../../nbs/data/layouts.ipynb #1a907002
+def expect_splits_or_classes(
+    root: Path,  # of a dataset
+    folders: list,  # of paths: those in the root
+):
+    "Raise an `InputError` if a folder named like a split lies among folders of images."
+    splits = [p.name for p in folders if p.name.lower() in SPLIT_NAMES]
+    others = (p for p in folders if p.name.lower() not in SPLIT_NAMES)
+    if not splits:
+        return
+    classes = [p.name for p in others if any(is_image(file.name) for file in p.iterdir())]
+    if classes:
+        raise InputError(
+            f"Expected {root} to hold splits or classes, but {splits[0]} has the name of a split, "
+            f"and images lie in {shortened(classes)}. If {splits[0]} is a class, call it "
+            f"otherwise; if it is a split, move {shortened(classes)} into one."
+        )
 
 # %% ../../nbs/data/layouts.ipynb #8903846c
 def split_folder(
@@ -94,6 +117,7 @@ def split_folder(
 ) -> Path:  # of the split, or the root itself where it is the training data
     "Find the folder of a split."
     folders = {p.name.lower(): p for p in visible_folders(root)}
+    expect_splits_or_classes(root, list(folders.values()))
     found = [folders[name] for name in SPLIT_FOLDERS[split] if name in folders]
     for folder in found:
         if has_labels(folder):
@@ -108,14 +132,37 @@ def split_folder(
     expect_classes_at_top(root)
     return root
 
+# %% ../../nbs/data/layouts.ipynb #1a907003
+def is_plain_name(
+    name: str,  # of a file or a class
+) -> bool:
+    "Tell whether a name stays in its folder, and is seen there."
+    return bool(name) and not is_junk(name) and os.path.basename(name) == name
+
+
+def read_annotations(
+    path: Path,  # of a table of classes
+) -> list:  # of (name of the file, name of the class)
+    "Read which class every image has."
+    rows = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        row = line.split("\t")[:2]
+        if line.strip() and (len(row) != 2 or not all(map(is_plain_name, row))):
+            raise InputError(
+                f"Expected the name of a file and of its class in every line of {path}, with a "
+                f"tab between them, but line {number} is {line[:50]!r}."
+            )
+        if line.strip():
+            rows.append(tuple(row))
+    return rows
+
 # %% ../../nbs/data/layouts.ipynb #67647290
 def find_annotated(
     folder: Path,  # of a split, with a table of the classes
     wanted: list = None,  # names of classes, all by default
 ) -> dict:  # class folder -> its images, named from the folder on, both in their order
     "Find the images of a split whose classes stand in a table."
-    lines = (folder / ANNOTATIONS).read_text(encoding="utf8").splitlines()
-    rows = [line.split("\t")[:2] for line in lines if line.strip()]
+    rows = read_annotations(folder / ANNOTATIONS)
     classes = ClassMap(class_of_folder(name) for name in sorted({row[-1] for row in rows}))
     if wanted is not None:
         classes = ClassMap(classes[number] for number in choose_classes(classes, wanted))

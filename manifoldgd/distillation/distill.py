@@ -22,9 +22,8 @@ import torch
 from manifoldgd.backbones.backbone import (
     Backbone,
     fingerprint_of_files,
-    load_backbone,
-    match_labels,
 )
+from ..backbones.families import open_backbone
 from manifoldgd.backbones.latents import (
     LatentBank,
     crop_of,
@@ -44,6 +43,7 @@ from ..data.named import warn_of_overlap
 from ..data.sources import load_data, named_of, source_of
 from manifoldgd.distillation.engine import (
     Engine,
+    claimed,
     make_claimed,
     open_engine,
     run_units,
@@ -53,13 +53,14 @@ from manifoldgd.distillation.engine import (
 from .makers import make_maker
 from manifoldgd.distillation.runs import (
     RunFolder,
+    drop_damaged,
     finish,
     is_complete,
     new_manifest,
     save_unit,
 )
 from .units import Moments, cut, plan
-from ..errors import InputError, shortened
+from ..errors import InputError, expect_between, shortened
 from ..prototypes.cache import Choice, cached_prototypes, prototype_file
 
 # %% ../../nbs/distillation/distill.ipynb #c4000002
@@ -89,8 +90,11 @@ def open_inputs(
     warn_of_imbalance(data)
     if config.images == "real" and config.prototypes == "random":
         return Inputs(data, None, [None] * len(data.classes))
-    backbone = load_backbone(config.backbone)
-    labels = match_labels(data.classes, backbone)
+    backbone = open_backbone(config.backbone, config.prompt)
+    if config.images == "sample":
+        steps = backbone.scheduler.config.num_train_timesteps
+        expect_between("num_inference_steps", config.num_inference_steps, 1, steps)
+    labels = backbone.conditions(data.classes)
     warn_of_overlap(named_of(source), backbone.null_label)
     data.classes = data.classes.with_conditions(labels)
     return Inputs(data, backbone, labels)
@@ -156,6 +160,7 @@ def open_session(
     wanted = new_manifest(config, inputs.data, inputs.labels, inputs.fingerprints(prints))
     manifest = run.claim(wanted | {"threads": threads})
     units = cut(plan(inputs.data.classes, config.ipc), config.batch_size)
+    drop_damaged(run, units, claimed)
     return Session(config, run, inputs, prints, manifest, units)
 
 # %% ../../nbs/distillation/distill.ipynb #c4000022
@@ -295,7 +300,7 @@ def warn_of_spread(
     manifest: dict,  # of a finished run
 ):
     "Warn if the finished latents scatter much more or less than the real ones."
-    own, real = manifest["latents_spread"], manifest["real_spread"]
+    own, real = manifest.get("latents_spread"), manifest.get("real_spread")
     if own and real and abs(own / real - 1) > FAR:
         warnings.warn(
             f"The finished latents have a standard deviation of {own:.2f}, the real ones of "

@@ -174,13 +174,19 @@ def share_out(
 class Engine:
     "Workers, and what they are busy with."
 
-    def __init__(self, workers: int, threads: int = 1):
-        self.workers = workers  # at the same time
-        self.threads = threads  # of torch, in each
+    def __init__(self,
+        workers: int,  # at the same time
+        threads: int = 1,  # of torch, in each
+    ):
+        self.workers = workers
+        self.threads = threads
         self.idle = []
         self.busy = {}  # ticket -> (worker, item)
 
-    def map(self, function: Callable, items: Iterable):
+    def map(self,
+        function: Callable,  # of an item; it can be imported in a worker
+        items: Iterable,  # small: they are sent to workers
+    ):
         "Call a function on every item, and yield (item, result) as they come."
         try:
             yield from share_out(self, function, items)
@@ -188,7 +194,9 @@ class Engine:
             self.close()
             raise
 
-    def hire(self, count: int):
+    def hire(self,
+        count: int,  # workers
+    ):
         "Start workers."
         for _ in range(count):
             worker, ticket = self.new_worker()
@@ -203,8 +211,8 @@ class Engine:
         except Lost:
             return worker, item, None
 
-    def everyone(self) -> list:  # of workers
-        "Dismiss all workers."
+    def dismissed(self) -> list:  # of workers
+        "Count nobody as hired any more."
         hired = [*self.idle, *(worker for worker, _ in self.busy.values())]
         self.idle, self.busy = [], {}
         return hired
@@ -274,7 +282,10 @@ def start_process(
 class LocalEngine(Engine):
     "Workers that are processes of this machine; a pipe is the ticket of its worker."
 
-    def __init__(self, workers: int, device: str = "cpu"):
+    def __init__(self,
+        workers: int,  # processes at the same time
+        device: str = "cpu",  # as `pick_device` takes it
+    ):
         super().__init__(workers, max(1, torch.get_num_threads() // workers))
         self.gpus = visible_gpus(device)
         self.hired = 0
@@ -288,18 +299,18 @@ class LocalEngine(Engine):
         worker = start_process(self.threads, variables)
         return worker, worker[1]
 
-    def send(self, worker: tuple, function: Callable, item):
+    def send(self, worker: tuple, function: Callable, item):  # (process, pipe), f, x -> pipe
         "Send a worker to work."
         _, pipe = worker
         with suppress(ConnectionError):  # it died meanwhile; `answer` finds out
             pipe.send((function, item))
         return pipe
 
-    def wait(self, tickets: list):
+    def wait(self, tickets: list):  # pipes -> one with an answer
         "Wait for one of some pipes."
         return wait(tickets)[0]
 
-    def answer(self, ticket) -> tuple:
+    def answer(self, ticket) -> tuple:  # a pipe -> what `attempted` gave
         "Read what a worker says."
         try:
             return ticket.recv()
@@ -308,7 +319,7 @@ class LocalEngine(Engine):
 
     def close(self):
         "End all processes; what they were doing is left undone."
-        for process, pipe in self.everyone():
+        for process, pipe in self.dismissed():
             pipe.close()
             process.terminate()
             process.join()
@@ -364,7 +375,7 @@ def settle(
 class RemoteWorker:
     "What a Ray actor is made of."
 
-    def attempt(self, function: Callable, item) -> tuple:
+    def attempt(self, function: Callable, item) -> tuple:  # f, x -> as `attempted`
         "Call a function on an item."
         return attempted(function, item)
 
@@ -383,7 +394,11 @@ def actor_needs(
 class RayEngine(Engine):
     "Workers that are Ray actors; Ray's reference is the ticket of a call."
 
-    def __init__(self, address: str = "", workers: int = None, device: str = "auto"):
+    def __init__(self,
+        address: str = "",  # of a running cluster; empty: start one on this machine
+        workers: int = None,  # at the same time; None: as many as there is room for
+        device: str = "auto",  # as `pick_device` takes it
+    ):
         super().__init__(workers)
         self.ray = import_ray()
         self.address, self.device = address, device
@@ -405,16 +420,16 @@ class RayEngine(Engine):
         place = os.getcwd(), str(cache_folder().resolve())
         return worker, worker.attempt.remote(settle, place)
 
-    def send(self, worker, function: Callable, item):
+    def send(self, worker, function: Callable, item):  # an actor, f, x -> a reference
         "Send a worker to work."
         return worker.attempt.remote(function, item)
 
-    def wait(self, tickets: list):
+    def wait(self, tickets: list):  # references -> one with an answer
         "Wait for one of some references."
         ready, _ = self.ray.wait(tickets, num_returns=1)
         return ready[0]
 
-    def answer(self, ticket) -> tuple:
+    def answer(self, ticket) -> tuple:  # a reference -> what `attempted` gave
         "Fetch what a worker says."
         try:
             return self.ray.get(ticket)
@@ -425,7 +440,7 @@ class RayEngine(Engine):
 
     def close(self):
         "Let all workers go, and the cluster if it was started here."
-        for worker in self.everyone():
+        for worker in self.dismissed():
             self.ray.kill(worker)
         if self.actor is not None and self.ours:
             self.ray.shutdown()

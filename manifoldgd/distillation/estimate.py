@@ -174,7 +174,7 @@ def time_steps(
     count: int = 3,  # steps
 ) -> list:  # seconds of each
     "Time the first steps of a unit."
-    device = maker.backbone.transformer.device
+    device = maker.backbone.device
     times = [clock(device)]
 
     def after_step(*_):
@@ -197,7 +197,7 @@ class StepTimes:
     guided: float  # a step with the guidance
     plain: float  # a step without
 
-    def total(self, guided: int, steps: int) -> float:
+    def total(self, guided: int, steps: int) -> float:  # guided steps, of all -> seconds
         "The seconds of all steps of a unit."
         return self.first + guided * self.guided + (steps - guided) * self.plain
 
@@ -294,7 +294,7 @@ class Outlook:
 
     session: Session
     lacking: tuple  # numbers of the classes without latents, and of those without prototypes
-    workers: int
+    workers: int  # that sample side by side
     seconds: dict  # part of the work -> seconds
     steps: StepTimes  # None for images that are not sampled
     memory: int  # bytes, of each worker
@@ -326,7 +326,7 @@ def dry_run(
 # %% ../../nbs/distillation/estimate.ipynb #e5000019
 def estimate(
     session: Session,
-    workers: int,
+    workers: int,  # that sample side by side
     threads: int,  # of torch, in each
     seconds: dict,  # part of the work -> seconds: what is known
 ) -> Outlook:

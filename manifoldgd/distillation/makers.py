@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ..backbones.backbone import Backbone
-from ..backbones.latents import LatentBank, decode
+from ..backbones.latents import LatentBank, crop_of, decode
 from ..config.presets import DistillConfig, guidance_settings
 from ..core import draw_noise, image_generator, to_pil, to_points
 from ..data.images import ImageData
@@ -26,7 +26,8 @@ from ..guidance.manifold import ManifoldGuidance
 from ..guidance.mode import ModeGuidance
 from ..guidance.released import ReleasedGuidance
 from ..sampling.loop import NotFinite, sample
-from ..sampling.pipeline import classifier_free
+from ..sampling.networks import prepare_networks
+from ..sampling.pipeline import noise_model
 from ..sampling.schedulers import make_scheduler
 from ..sampling.trace import trace_table
 
@@ -120,7 +121,8 @@ class NearestImages:
         "Copy the nearest images of some jobs, at the backbone's size."
         numbers = [self.nearest(job) for job in jobs]
         size, channels = self.backbone.image_size, self.backbone.channels
-        return Batch(to_pil(self.data.images(numbers, size, channels)))
+        crop = crop_of(self.backbone)
+        return Batch(to_pil(self.data.images(numbers, size, channels, crop)))
 
     def facts(self, job: Job) -> dict:
         "Name the prototype."
@@ -242,11 +244,10 @@ def sample_jobs(
 ) -> tuple:  # latents; the trace, empty unless asked for
     "Sample the latents of a batch, each from the noise of its own generator."
     config, backbone = maker.config, maker.backbone
-    own, device = generators_of(config, jobs), backbone.transformer.device
-    labels = torch.tensor([maker.labels[j.c] for j in jobs], device=device)
-    eps_model = classifier_free(
-        backbone.transformer, labels, config.guidance_scale, config.cfg_channels)
-    noise = draw_noise(backbone.latent_shape, own, device)
+    own, conditions = generators_of(config, jobs), [maker.labels[j.c] for j in jobs]
+    cfg = (config.guidance_scale, config.cfg_channels, config.cfg_start, config.cfg_stop)
+    eps_model = noise_model(backbone, conditions, *cfg)
+    noise = draw_noise(backbone.latent_shape, own, backbone.device)
     scheduler = make_scheduler(config.scheduler, backbone)
     with naming_lost(jobs):
         return sample(eps_model, noise, scheduler, maker.guidance(jobs),
@@ -263,6 +264,7 @@ def make_maker(
 ):  # one of the objects of this page
     "Choose the maker of a run's images."
     if config.images == "sample":
+        prepare_networks(backbone, config.dtype, config.compile, config.channels_last)
         return SampledImages(config, data.classes, backbone, labels, bank, prototypes)
     if config.images == "decode":
         return DecodedImages(backbone, prototypes)

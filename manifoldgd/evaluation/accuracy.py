@@ -12,7 +12,6 @@ __all__ = ['BUDGET', 'TINY', 'COLUMNS', 'KEY', 'Bench', 'load_bench', 'expect_sa
            'evaluate']
 
 # %% ../../nbs/evaluation/accuracy.ipynb #966fae4e
-import io
 import json
 import os
 import platform
@@ -33,7 +32,6 @@ from statistics import mean, median
 import pandas as pd
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..config.commands import EvaluateConfig
 from ..config.protocols import PROTOCOLS, Protocol, adapt, default_protocol, shorten
@@ -46,12 +44,13 @@ from manifoldgd.core import (
     pick_device,
     progress_bar,
 )
-from ..data.images import mean_and_std
+from ..data.hub import asking_hub
+from ..data.images import mean_and_std, open_image
 from ..data.sources import load_data, source_of
 from ..distillation.engine import open_engine
 from ..distillation.runs import Run, read_run
 from ..errors import InputError, expect_between, expect_one_of
-from .tables import put_row, read_table, same_key, write_table
+from .tables import add_rows, expect_writable, read_table, same_key
 from manifoldgd.students.cost import (
     Pace,
     Workload,
@@ -118,7 +117,7 @@ def image_size(
     "Measure the images of a run: the median shorter side of the first of 20 classes at most."
     some = range(min(20, len(run.data.classes)))
     raws = [run.data.raw(int(run.data.of_class(c)[0])) for c in some]
-    return int(median(min(Image.open(io.BytesIO(raw)).size) for raw in raws))
+    return int(median(min(open_image(raw).size) for raw in raws))
 
 # %% ../../nbs/evaluation/accuracy.ipynb #4f53eca0
 def default_for(
@@ -210,7 +209,8 @@ def run_trainings(
     named = PROTOCOLS[name]
     source = source_of(run.config, config.data, [c.folder for c in run.data.classes])
     measured = named.normalization == "train"
-    bench = open_bench(source, named.image_size, channels, config.split, measured)
+    with asking_hub(named=config.data is not None):
+        bench = open_bench(source, named.image_size, channels, config.split, measured)
     trainings = []
     for student in config.students or [None]:
         protocol = adapt(named, len(run.data.classes), channels, student)
@@ -590,10 +590,10 @@ def read_rows(
 ) -> pd.DataFrame:
     "Read a table of results; rows of earlier versions name every setting."
 
-    def tidy(rows):
-        return rows.assign(settings=[shorten(json.loads(text)) for text in rows.settings])
+    def tidy(settings):
+        return shorten(json.loads(settings))
 
-    return read_table(path, COLUMNS, ("top1_best",), "results", tidy)
+    return read_table(path, COLUMNS, ("top1_best",), "results", {"settings": tidy})
 
 
 def add_row(
@@ -601,7 +601,7 @@ def add_row(
     row: dict,
 ):
     "Add a training to the table, without an earlier row of the same training."
-    write_table(path, put_row(read_rows(path), row, KEY))
+    add_rows(path, pd.DataFrame([row])[list(COLUMNS)], KEY, read_rows)
 
 # %% ../../nbs/evaluation/accuracy.ipynb #28158974
 def find_row(
@@ -673,6 +673,7 @@ def evaluate(
     "Train students on every run, or go on with an evaluation that was stopped."
     trainings = list_trainings(config)
     stored = read_rows(config.out)
+    expect_writable(config.out)
     device = pick_device(config.device)
     if not config.protocol:
         print(explain_protocol([t.run for t in trainings], trainings[0].name))
@@ -691,7 +692,7 @@ def evaluate(
         if progress and todo:
             announce(todo, config, device, pool, workers)
         title = f"{len(todo)} students"
-        with tqdm(total=100 * len(todo), desc=title, unit="%", disable=not progress or None) as bar:
+        with progress_bar(100 * len(todo), title, "%", progress) as bar:
             settings = (device, config.best, bar.update, end_with(stopped))
             futures = {pool.submit(train_and_test, trainings[i], *settings): i for i in missing}
             for future in as_completed(futures):

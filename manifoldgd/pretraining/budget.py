@@ -7,7 +7,7 @@ __all__ = ['PHOTOS', 'GAIN', 'SHARES', 'WIDTHS', 'SIZES', 'VAE_STEPS', 'DIT_STEP
            'with_augmentation', 'precision', 'time_step', 'training_step', 'Timing', 'judge_times', 'time_training',
            'time_vae', 'time_dit', 'time_encoding', 'Timers', 'largest_that_fits', 'levels_for', 'widths_for',
            'batch_sizes', 'enough_steps', 'enough_views', 'average_decay', 'precisions', 'choose_vae', 'choose_dit',
-           'stage_seconds', 'choose', 'expected_seconds']
+           'stage_seconds', 'choose', 'expected_seconds', 'smallest', 'training_bytes', 'expect_room']
 
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e004
 import dataclasses
@@ -19,6 +19,9 @@ import torch
 
 from ..config.commands import PretrainConfig
 from ..config.settings import defaults_of
+from ..core import free_memory
+from ..data.images import expect_memory
+from ..errors import InputError
 from manifoldgd.pretraining.models import (
     LATENT_CHANNELS,
     dit_loss,
@@ -205,9 +208,9 @@ def time_encoding(
 @dataclass
 class Timers:
     "What is asked how long things take; lessons put stand-ins here."
-    vae: object = time_vae
-    dit: object = time_dit  # (config, latent side) -> seconds of a step
-    encoding: object = time_encoding
+    vae: object = time_vae  # (config, device, choices) -> the `Timing` of a step
+    dit: object = time_dit  # (config, n_classes, device, choices) -> likewise
+    encoding: object = time_encoding  # (config, device) -> seconds of an image
 
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e012
 SHARES = {"vae": .33, "encode": .07, "dit": .5}  # of the time; the rest is for the judgement
@@ -314,7 +317,7 @@ def choose_vae(
     config: PretrainConfig,
     n_images: int,  # training images
     device: torch.device,
-    timed=time_vae,
+    timed=time_vae,  # what measures a step
 ) -> tuple:  # the configuration with a VAE, its timing
     "Choose the VAE: widths, batch size, steps."
     levels = levels_for(config.image_size)
@@ -334,7 +337,7 @@ def choose_dit(
     n_images: int,  # training images
     n_classes: int,
     device: torch.device,
-    timed=time_dit,
+    timed=time_dit,  # what measures a step
 ) -> tuple:  # the configuration with a DiT, its timing
     "Choose the DiT: width, blocks, steps and the learning rate, smaller for a wide one."
     candidates = [filled(config, {"hidden_size": w, "num_layers": n}) for w, n in SIZES]
@@ -397,3 +400,43 @@ def expected_seconds(
     vae = timers.vae(config, device, precisions(config, "vae"))
     dit = timers.dit(config, n_classes, device, precisions(config, "dit"))
     return stage_seconds(config, n_images, vae, dit, timers.encoding(config, device))
+
+# %% ../../nbs/pretraining/budget.ipynb #b0d9e202
+def smallest(
+    config: PretrainConfig,  # with `channels` set
+) -> PretrainConfig:  # with nothing left open
+    "Fill in the smallest sizes that a time budget may choose, or the defaults without one."
+    if config.minutes is not None:
+        widths = widths_for(WIDTHS[0], levels_for(config.image_size))
+        config = filled(config, {"vae_widths": widths})
+        config = filled(config, batch_sizes(config) | {"views": 1})
+    return with_defaults(config)
+
+
+def training_bytes(
+    config: PretrainConfig,  # with nothing left open
+) -> int:
+    "Estimate, from below, the memory of a training step."
+    widths = enumerate(config.vae_widths)
+    widest = max(width * (config.image_size >> level) ** 2 for level, width in widths)
+    block = config.hidden_size * max(1, latent_side(config) // 2) ** 2 * config.num_layers
+    weights = 18 * config.hidden_size ** 2 * config.num_layers
+    vae = 60 * 4 * widest * config.vae_batch_size
+    return max(vae, 30 * 4 * block * config.dit_batch_size + 16 * weights)
+
+
+def expect_room(
+    config: PretrainConfig,  # with `channels` set
+    n_images: int,  # training images
+    device: torch.device,
+):
+    "Raise an `InputError` for a training that cannot fit into the memory that is free."
+    config = smallest(config)
+    expect_memory(n_images, config.image_size, config.channels)
+    need, free = training_bytes(config), free_memory()
+    if torch.device(device).type == "cpu" and free is not None and need > free:
+        raise InputError(
+            f"Expected a training step to fit into memory, but it takes at least "
+            f"{need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free. Take smaller images, "
+            "networks or batches (`vae_batch_size`, `dit_batch_size`)."
+        )

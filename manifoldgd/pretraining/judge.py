@@ -280,11 +280,13 @@ def read_quality(
     "Read figures that were measured before."
     if not path.exists():
         return None
-    content = json.loads(path.read_text())
-    if content["fingerprint"] != fingerprint:
-        return None
     names = {field.name for field in dataclasses.fields(Quality)}
-    return Quality(**{name: content[name] for name in names})
+    try:
+        content = json.loads(path.read_text())
+        known = content["fingerprint"] == fingerprint
+        return Quality(**{name: content[name] for name in names}) if known else None
+    except (ValueError, KeyError, TypeError):  # damaged: it is measured again
+        return None
 
 # %% ../../nbs/pretraining/judge.ipynb #1d6ee134
 def warn_of_doubts(

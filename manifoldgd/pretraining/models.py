@@ -62,7 +62,9 @@ def vae_loss(
     return F.mse_loss(decoded, images) + kl_weight * kl_to_normal(posterior)
 
 # %% ../../nbs/pretraining/models.ipynb #d742d216
-def zero(layer: torch.nn.Linear):
+def zero(
+    layer: torch.nn.Linear,  # is changed in place
+):
     "Set the weights and biases of a layer to zero."
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
@@ -128,7 +130,7 @@ def noise_schedule():  # a diffusers scheduler
 
 # %% ../../nbs/pretraining/models.ipynb #dfff46d9
 def dit_loss(
-    dit: torch.nn.Module,
+    dit: torch.nn.Module,  # as `new_dit` builds it
     latents: torch.Tensor,  # (N, C, H, W) scaled latents, on the CPU
     labels: torch.Tensor,  # (N,) backbone labels
     alphas_cumprod: torch.Tensor,  # (T,) of the noise schedule

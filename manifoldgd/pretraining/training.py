@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'FREE', 'MODEL_CARD', 'NO_DOUBT', 'YOURS', 'PICTURES', 'augment', 'train_vae', 'untrained', 'encode_views',
-           'train_dit', 'expect_multiple', 'check_settings', 'free_settings', 'same_training', 'check_same', 'started',
-           'with_tuples', 'plan_for', 'prepare', 'describe_plan', 'sample_grid', 'table_rows', 'list_classes',
-           'model_card', 'with_channels', 'haste', 'judge_it', 'write_card', 'finish', 'show_progress',
-           'train_backbone', 'pretrain']
+           'train_dit', 'expect_multiple', 'check_settings', 'free_settings', 'same_training', 'check_same',
+           'read_started', 'started', 'with_tuples', 'plan_for', 'prepare', 'describe_plan', 'sample_grid',
+           'table_rows', 'list_classes', 'model_card', 'with_channels', 'haste', 'judge_it', 'write_card', 'finish',
+           'show_progress', 'train_backbone', 'pretrain']
 
 # %% ../../nbs/pretraining/training.ipynb #f67d2383
 import dataclasses
@@ -15,18 +15,27 @@ import json
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from ..backbones.backbone import Backbone
-from ..backbones.latents import decode, encode
+from ..backbones.latents import CROPS, decode, encode
 from ..config.commands import PretrainConfig
 from ..config.settings import check_config, from_dict, to_dict
-from ..core import image_generator, image_grid, pick_device, replacing
+from manifoldgd.core import (
+    creating,
+    image_generator,
+    image_grid,
+    is_unused,
+    pick_device,
+    progress_bar,
+    read_text,
+    replacing,
+)
 from ..data.images import ImageData
 from ..data.sources import Source, load_data, source_of
-from ..errors import InputError
+from ..errors import InputError, shortened
 from manifoldgd.pretraining.budget import (
     choose,
+    expect_room,
     expected_seconds,
     levels_for,
     precision,
@@ -119,7 +128,7 @@ def encode_views(
     "Encode every training image in several views, and scale the latents to standard deviation 1."
     vae.register_to_config(scaling_factor=1.)
     latents = []
-    for v in tqdm(range(config.views), desc="encode", disable=not progress or None):
+    for v in progress_bar(range(config.views), "encode", "views", progress):
         views = images  # one view of the dataset in memory at a time
         if v > 0:
             views = augment(images, config, image_generator(config.seed, "views", v))
@@ -170,13 +179,12 @@ def check_settings(config: PretrainConfig, data: ImageData):
     "Raise an `InputError` for the first setting that cannot work."
     check_config(config)
     widths = config.vae_widths
-    if widths is not None and (not widths or any(width < 8 or width % 8 for width in widths)):
-        raise InputError(f"Expected `vae_widths` to be multiples of 8, but got {widths}.")
+    if widths is not None and (not widths or any(w % 8 or not 8 <= w <= 4096 for w in widths)):
+        raise InputError("Expected `vae_widths` to be multiples of 8 from 8 to 4096, but got "
+                         f"{shortened(widths)}.")
     levels = levels_for(config.image_size) if widths is None else len(widths)
     expect_multiple("image_size", config.image_size, 2 ** levels)
     expect_multiple("hidden_size", config.hidden_size or 32, 32)
-    if config.minutes is not None and config.minutes <= 0:
-        raise InputError(f"Expected `minutes` to be above 0, but got {config.minutes}.")
     if len(data) < 2:
         raise InputError(f"Expected at least two training images, but got {len(data)}.")
 
@@ -215,6 +223,23 @@ def check_same(
         )
 
 # %% ../../nbs/pretraining/training.ipynb #823ca9d7
+def read_started(
+    path: Path,  # of the file that a training was started with
+) -> dict:  # its settings and its plan
+    "Read what a training was started with, or say that it cannot be read."
+    try:
+        theirs = json.loads(read_text(path))
+        settings = {"data": "-", "out": "-"} | theirs["plan"]["settings"]
+        check_config(with_tuples(from_dict(PretrainConfig, settings)))
+        sum(theirs["plan"]["seconds"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"Expected {path} to say how a training was started, but it could not be understood "
+            f"({error}). Choose another `--out`."
+        ) from None
+    return theirs
+
+
 def started(
     out: Path,  # the folder
     config: PretrainConfig,  # as given
@@ -227,10 +252,10 @@ def started(
         )
     path = out / "training" / "config.json"
     if path.exists():
-        theirs = json.loads(path.read_text())
+        theirs = read_started(path)
         check_same(out, same_training(config, data), theirs)
         return theirs["plan"]
-    if out.exists() and any(out.iterdir()):
+    if not is_unused(out):
         expected = f"Expected {out} to be empty or an unfinished training"
         raise InputError(f"{expected}, but it holds other files. Choose another `--out`.")
 
@@ -267,10 +292,16 @@ def prepare(
     if plan:
         full = from_dict(PretrainConfig, plan["settings"] | free_settings(config))
         return with_tuples(full), plan["seconds"]
-    full, seconds = plan_for(with_augmentation(with_channels(config, data)), data, device)
-    plan = {"settings": to_dict(full), "seconds": seconds}
-    with replacing(out / "training" / "config.json") as temporary:
-        temporary.write_text(json.dumps(same_training(config, data) | {"plan": plan}, indent=1))
+    seen = with_augmentation(with_channels(config, data))
+    expect_room(seen, len(data), device)
+    try:
+        with creating(out / "training" / "config.json") as temporary:
+            full, seconds = plan_for(seen, data, device)
+            plan = {"settings": to_dict(full), "seconds": seconds}
+            content = same_training(config, data) | {"plan": plan}
+            temporary.write_text(json.dumps(content, indent=1))
+    except FileExistsError:  # another process was faster
+        return prepare(out, config, data, device)
     return full, seconds
 
 # %% ../../nbs/pretraining/training.ipynb #c0d9e004
@@ -291,8 +322,8 @@ def describe_plan(
         f"Encoding in {config.views} view(s): {minutes['encode']}.",
         f"DiT {config.hidden_size} wide with {config.num_layers} blocks: "
         f"{config.dit_steps:,} steps of {config.dit_batch_size}{low['dit']}: {minutes['dit']}.",
-        f"Together about {sum(seconds.values()) / 60:.0f} min, if the machine stays as busy as "
-        "it is. It may be stopped at any time; the same command goes on.",
+        f"Together about {sum(seconds.values()) / 60:.0f} min, if the machine stays this busy.",
+        "It may be stopped at any time; the same command goes on.",
     ])
 
 # %% ../../nbs/pretraining/training.ipynb #eb39e8fc
@@ -365,7 +396,7 @@ def model_card(
     config: PretrainConfig,  # with `channels` set
     data: ImageData,  # the training data
     figures: dict,  # what was measured -> value
-    licence: str = YOURS,
+    licence: str = YOURS,  # the sentence under that heading
     doubts: tuple = (),  # sentences that say why it may be too poor to distil with
 ) -> str:  # markdown
     "Describe a trained backbone: data, recipe, figures, licence."
@@ -513,6 +544,7 @@ def pretrain(
     progress: bool = True,  # show progress bars, the plan and the judgement
 ) -> Path:  # the folder of the backbone, in diffusers layout
     "Train a VAE and a DiT on a folder of class folders, or resume; it then works as `--backbone`."
+    check_config(config)
     data = load_data(source_of(config))
     out = Path(config.out)
     check_settings(config, data)
@@ -520,7 +552,8 @@ def pretrain(
     if progress:
         print(describe_plan(config, data, seconds), flush=True)
     kept, held = split_held_out(data.labels, config.held_out)
-    images = data.images(kept, config.image_size, config.channels)
+    shape = (config.image_size, config.channels, CROPS["DiTTransformer2DModel"])
+    images = data.images(kept, *shape)
     labels = data.labels[kept]
     id2label = {i: c.folder for i, c in enumerate(data.classes)}
     backbone = train_backbone(config, images, labels, id2label, progress)
@@ -528,7 +561,7 @@ def pretrain(
     def judged():
         aside = torch.empty(0), data.labels[held]
         if len(held):
-            aside = data.images(held, config.image_size, config.channels), data.labels[held]
+            aside = data.images(held, *shape), data.labels[held]
         return judge_it(config, backbone, images, labels, aside, progress)
 
     finish(out, config, data, backbone, judged, progress)

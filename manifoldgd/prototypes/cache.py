@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Optional
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from ..backbones.kept import keep_tensors, read_kept
 from ..backbones.latents import ShardedBank
-from ..core import cache_folder, packaged, progress_bar, replacing
+from ..core import cache_folder, packaged, progress_bar
 from .levels import Prototypes
 from .selection import class_prototypes
 
@@ -97,9 +96,7 @@ def save_prototypes(
     prototypes: Prototypes,
 ):
     "Write the prototypes of a class, whole or not at all."
-    with replacing(path) as temporary:
-        facts = {"key": key, "method": prototypes.method}
-        save_file(to_tensors(prototypes), temporary, facts)
+    keep_tensors(path, key, to_tensors(prototypes), method=prototypes.method)
 
 
 def load_prototypes(
@@ -107,13 +104,8 @@ def load_prototypes(
     key: str,  # as `Choice.key` makes it
 ) -> Optional[Prototypes]:  # None: they are not there
     "Read the prototypes of a class."
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        return from_tensors(tensors, facts["method"]) if facts["key"] == key else None
-    except (OSError, SafetensorError, KeyError, RuntimeError):  # absent, cut short, incomplete
-        return None
+    found = read_kept(path, key)
+    return from_tensors(found[0], found[1]["method"]) if found else None
 
 # %% ../../nbs/prototypes/cache.ipynb #3d845d08
 @dataclass

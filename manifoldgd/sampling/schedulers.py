@@ -40,6 +40,7 @@ def own_settings(
     ddpm = name == "ddpm"
     variance = "learned_range" if backbone.learned_variance else "fixed_small"
     return {
+        "prediction_type": "epsilon",  # a backbone turns whatever it predicts into noise
         "timestep_spacing": "linspace" if ddpm else "trailing",
         "variance_type": variance if ddpm else None,
         "clip_sample": False,

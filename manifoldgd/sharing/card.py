@@ -128,7 +128,18 @@ def describe_making(
     return " ".join(sentences)
 
 # %% ../../nbs/sharing/card.ipynb #91e3482f
-SAMPLING = {"guidance", "scheduler", "num_inference_steps", "guidance_scale", "cfg_channels"}
+SAMPLING = {  # read where images are sampled
+    "guidance",
+    "scheduler",
+    "num_inference_steps",
+    "guidance_scale",
+    "cfg_channels",
+    "cfg_start",
+    "cfg_stop",
+    "dtype",
+    "compile",
+    "channels_last",
+}
 UNREAD_WITH = {
     "none": {"prototype_kind", "start_depth"},
     "random": {"prototype_kind", "start_depth"},

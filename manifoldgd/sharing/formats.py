@@ -35,7 +35,7 @@ from ..core import from_pil, packaged
 from ..data.classes import imagenet_labels
 from ..data.images import FolderImages, decode_image, mean_and_std, resize_and_crop
 from ..data.sources import load_data
-from ..distillation.runs import Run, read_run
+from ..distillation.runs import PACKAGES, Run, read_manifest, read_run
 from ..errors import InputError
 
 # %% ../../nbs/sharing/formats.ipynb #620c76aa
@@ -94,7 +94,11 @@ def open_run(
     "Read a run for an export; one that is not finished is refused."
     folder = Path(folder)
     run = read_run(folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_manifest(folder / "manifest.json", "Make the run again.")
+    unsaid = [name for name in PACKAGES if name not in manifest.get("versions", {})]
+    if unsaid:
+        raise InputError(f"Expected {folder}/manifest.json to say the version of {unsaid[0]}, but "
+                         "it does not. Make the run again.")
     facts = read_facts(folder, manifest["classes"])
     odd = sorted(set(facts) ^ {f"images/{file}" for file in run.data.files})
     if odd:
@@ -556,7 +560,8 @@ from webdataset import WebDataset
 data = WebDataset(sorted(glob("DIR/data/*.tar")), shardshuffle=False).decode("pil")
 """
 JUDGE_TENSORS = """
-images, labels, lr = [torch.load(f"DIR/{n}.pt") for n in ("images", "labels", "lr")]
+names = ("images", "labels", "lr")
+images, labels, lr = [torch.load(f"DIR/{n}.pt", weights_only=True) for n in names]
 evaluator.compute_metrics(image_tensor=images, hard_labels=labels, syn_lr=lr)
 """
 JUDGE_FOLDERS = """

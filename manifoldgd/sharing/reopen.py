@@ -17,11 +17,13 @@ from typing import Optional
 
 import torch
 
-from ..backbones.backbone import Backbone, fingerprint_of_files, load_backbone
-from ..backbones.latents import ShardedBank, encode, latent_bank
+from ..backbones.backbone import Backbone, fingerprint_of_files
+from ..backbones.families import open_backbone
+from ..backbones.latents import ShardedBank, crop_of, encode, latent_bank
 from ..config.commands import ReportConfig
 from ..config.presets import DistillConfig
 from ..core import image_generator, pick_device, to_points
+from ..data.hub import asking_hub
 from ..data.images import ImageData
 from ..data.sources import Source, load_data, source_of
 from ..distillation.runs import Run, read_manifest
@@ -77,10 +79,12 @@ def open_reference(
     fingerprints: tuple,  # of the data and the backbone, as the run wrote them down
     device: str,  # where images are encoded
     progress: bool,  # show a progress bar
+    named: tuple = (False, False),  # whether the command itself names the data, the backbone
 ) -> Reference:
     "Open what a run was made from."
     wanted, of_weights = fingerprints
-    data, problem = open_same(load_data, source, wanted, ImageData.fingerprint)
+    with asking_hub(named[0]):
+        data, problem = open_same(load_data, source, wanted, ImageData.fingerprint)
     if data is None:
         return Reference(None, None, None, f"The data {shown_path(source.data)} {problem}")
     if not backbone_spec:
@@ -89,7 +93,8 @@ def open_reference(
     def hash_weights(backbone):
         return fingerprint_of_files(backbone, backbone_spec)
 
-    backbone, problem = open_same(load_backbone, backbone_spec, of_weights, hash_weights)
+    with asking_hub(named[1]):
+        backbone, problem = open_same(open_backbone, backbone_spec, of_weights, hash_weights)
     if backbone is None:
         return Reference(data, None, None, f"The backbone {shown_path(backbone_spec)} {problem}")
     backbone.to(pick_device(device))
@@ -179,7 +184,8 @@ def image_latents(
         return encode(backbone.vae, images)
 
     size, channels = backbone.image_size, backbone.channels
-    latents = to_points(see_images(run.data, to_latents, size, channels, progress))
+    crop = crop_of(backbone)
+    latents = to_points(see_images(run.data, to_latents, size, channels, progress, crop))
     return {c.folder: latents[run.data.labels == i] for i, c in enumerate(run.data.classes)}
 
 # %% ../../nbs/sharing/reopen.ipynb #2cb93618
@@ -270,8 +276,9 @@ class Opener:
         folders = [c["folder"] for c in manifest["classes"]]
         source = source_of(run.config, self.config.data, folders)
         fingerprints = (manifest["data_fingerprint"], fingerprint)
+        named = (self.config.data is not None, self.config.backbone is not None)
         spec = self.config.backbone or spec
-        return self.open(source, spec, fingerprints, self.config.device, self.progress)
+        return self.open(source, spec, fingerprints, self.config.device, self.progress, named)
 
     def subject(self,
         run: Run,

@@ -13,10 +13,9 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..config.protocols import Protocol
-from ..core import image_generator
+from ..core import image_generator, progress_bar
 from .networks import ConvNet, ResNet, ResNetAP
 from .views import cutmix, photo_views, small_views
 
@@ -156,8 +155,7 @@ def train_student(
     )
 
     epochs = protocol.epochs_for(ipc)
-    bar = tqdm(range(epochs), desc="epochs", leave=False, disable=not progress or None)
-    for epoch in bar:
+    for epoch in progress_bar(range(epochs), "train", "epochs", progress, leave=False):
         # One rate for the whole epoch.
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(protocol, epoch, epochs)
