@@ -19,6 +19,7 @@ exist as names only; seconds of each part that is not reading, encoding or sampl
 `identical` compares all files of a run with those of one process, but for the manifest's settings.
 The page of this name among the experiments reads the table.
 """
+import hashlib
 import json
 import multiprocessing
 import os
@@ -35,13 +36,12 @@ import numpy as np
 import torch
 from encoding_speed import two_cores
 from PIL import Image
-from safetensors.torch import save_file
 
 from ledger import Ledger, new_parser, provenance
 from manifoldgd.backbones.backbone import tiny_backbone
 from manifoldgd.backbones.latents import name_shards
 from manifoldgd.config.presets import DistillConfig, resolve
-from manifoldgd.core import Remembered
+from manifoldgd.core import Remembered, sealed
 from manifoldgd.data.images import FolderImages, class_fingerprints
 from manifoldgd.distillation.distill import distill
 from manifoldgd.distillation.estimate import dry_run
@@ -51,6 +51,7 @@ from manifoldgd.distillation.runs import (
     is_complete,
     new_manifest,
     read_run,
+    record_digest,
 )
 from manifoldgd.distillation.units import cut, plan
 
@@ -181,15 +182,15 @@ def remember(data: Stubs):
     "Put fingerprints of all classes where those of an earlier run would be."
     known = Remembered("hashes", data.name, data.place)
     known.path.parent.mkdir(parents=True, exist_ok=True)
-    entries = {info.folder: [data.stamp(c), f"{c:064}"] for c, info in enumerate(data.classes)}
-    known.path.write_text(json.dumps(entries))
+    folders = [info.folder for info in data.classes]
+    known.path.write_text(json.dumps(
+        {name: sealed(name, data.stamp(c), f"{c:064}") for c, name in enumerate(folders)}))
 
 
 def write_shards(shards: list):
     "Write latents of all classes."
     for shard in shards:
-        shard.path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"latents": torch.zeros(shard.shape)}, shard.path, {"key": shard.key})
+        shard.write(torch.zeros(shard.shape))
 
 
 def trace_of(unit) -> str:
@@ -207,6 +208,7 @@ def write_units(run: RunFolder, units: list):
     (run.path / "units").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(stub)
+    digest = hashlib.sha256(stub.read_bytes()).hexdigest()
     for unit in units:
         for job in unit.jobs:
             path = run.path / job.name
@@ -216,11 +218,12 @@ def write_units(run: RunFolder, units: list):
                   "class_name": job.folder, "class_folder": job.folder, "node": 1, "depth": 2,
                   "seed": 0, "preset": "manifoldgd"} for job in unit.jobs]
         record = {
-            "images": {job.name: "0" * 64 for job in unit.jobs},
+            "images": {job.name: digest for job in unit.jobs},
             "lines": lines,
             "trace": trace_of(unit),
             "moments": [1000, 0., 1000.],
         }
+        record["digest"] = record_digest(record)
         (run.path / unit.name).write_text(json.dumps(record))
     stub.unlink()
 

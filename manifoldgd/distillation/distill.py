@@ -160,7 +160,6 @@ def open_session(
     wanted = new_manifest(config, inputs.data, inputs.labels, inputs.fingerprints(prints))
     manifest = run.claim(wanted | {"threads": threads})
     units = cut(plan(inputs.data.classes, config.ipc), config.batch_size)
-    drop_damaged(run, units, claimed)
     return Session(config, run, inputs, prints, manifest, units)
 
 # %% ../../nbs/distillation/distill.ipynb #c4000022
@@ -436,6 +435,7 @@ def distill(
     with open_engine(config.engine, config.workers, config.device) as engine:
         threads = engine.threads if engine else torch.get_num_threads()
         session = open_session(config, threads, progress)
+        drop_damaged(session.run, session.units, claimed)
         if session.missing():
             make_missing(session, engine, progress)
     done = finish(session.run, session.units, session.manifest)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['STARTING', 'PATIENCE', 'NEEDED', 'STORE', 'claimed', 'make_claimed', 'until_complete', 'run_units', 'torch_threads',
-           'attempted', 'Lost', 'Engine', 'expect_few', 'process_context', 'serve', 'visible_gpus', 'LocalEngine',
-           'import_ray', 'join_cluster', 'settle', 'RemoteWorker', 'RayEngine', 'open_engine']
+           'attempted', 'Lost', 'expect_few', 'share_out', 'Engine', 'process_context', 'serve', 'visible_gpus',
+           'start_process', 'LocalEngine', 'import_ray', 'join_cluster', 'settle', 'RemoteWorker', 'actor_needs',
+           'RayEngine', 'open_engine']
 
 # %% ../../nbs/distillation/engine.ipynb #d6000004
 import multiprocessing
@@ -16,7 +17,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -118,78 +119,13 @@ def attempted(
         return None, Failure(f"A worker failed: {words} ({where}). What is finished is saved; "
                              "the same command goes on from there.")
 
-# %% ../../nbs/distillation/engine.ipynb #d6000019
+# %% ../../nbs/distillation/engine.ipynb #d6000028
 class Lost(Exception):
     "A worker ended before its work."
 
 
 STARTING = object()  # what a new worker is busy with
 PATIENCE = 4  # workers that an item may cost
-
-
-class Engine:
-    "Calls functions in workers; a kind of worker says how it is hired, sent to work and heard."
-
-    def __init__(self,
-        workers: int,  # at the same time
-        threads: int = 1,  # of torch, in each
-    ):
-        self.workers = workers
-        self.threads = threads
-        self.idle = []
-        self.busy = {}  # ticket -> (worker, item)
-
-    def map(self,
-        function: Callable,  # of an item; it can be imported in a worker
-        items: Iterable,  # small: they are sent to workers
-    ):  # an iterator of (item, result), as they come
-        "Call a function on every item."
-        queue, lost = deque(items), Counter()
-        left = len(queue)
-        self.hire(min(self.workers, left) - len(self.idle) - len(self.busy))
-        while left:
-            while queue and self.idle:
-                worker, item = self.idle.pop(), queue.popleft()
-                self.busy[self.send(worker, function, item)] = worker, item
-            worker, item, answer = self.next_answer()
-            if answer is None:
-                lost[item] += 1
-                expect_few(lost[item], item)
-                queue.extendleft([] if item is STARTING else [item])
-                self.hire(1)
-                continue
-            self.idle.append(worker)
-            result, error = answer
-            if error:
-                self.close()
-                raise error
-            lost.pop(item, None)
-            if item is not STARTING:
-                left -= 1
-                yield item, result
-
-    def hire(self,
-        count: int,  # workers
-    ):
-        "Start workers."
-        for _ in range(count):
-            worker, ticket = self.new_worker()
-            self.busy[ticket] = worker, STARTING
-
-    def next_answer(self) -> tuple:  # worker, item, and what `attempted` gave; None: it was lost
-        "Wait for any worker."
-        ticket = self.wait(list(self.busy))
-        worker, item = self.busy.pop(ticket)
-        try:
-            return worker, item, self.answer(ticket)
-        except Lost:
-            return worker, item, None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
 
 
 def expect_few(
@@ -203,6 +139,89 @@ def expect_few(
     raise Failure(
         f"{count} workers ended without a word {doing}. Does a worker have too little memory? "
         "Try fewer `--workers`; what is finished is saved.")
+
+# %% ../../nbs/distillation/engine.ipynb #d6000019
+def share_out(
+    engine,  # an `Engine`
+    function: Callable,  # of an item; it can be imported in a worker
+    items: Iterable,  # small: they are sent to workers
+):  # an iterator of (item, result), as they come
+    "Call a function on every item, in the workers of an engine."
+    queue, lost = deque(items), Counter()
+    left = len(queue)
+    engine.hire(min(engine.workers, left) - len(engine.idle) - len(engine.busy))
+    while left:
+        while queue and engine.idle:
+            worker, item = engine.idle.pop(), queue.popleft()
+            engine.busy[engine.send(worker, function, item)] = worker, item
+        worker, item, answer = engine.next_answer()
+        if answer is None:
+            lost[item] += 1
+            expect_few(lost[item], item)
+            queue.extendleft([] if item is STARTING else [item])
+            engine.hire(1)
+            continue
+        engine.idle.append(worker)
+        lost.pop(item, None)
+        result, error = answer
+        if error:
+            raise error
+        if item is not STARTING:
+            left -= 1
+            yield item, result
+
+# %% ../../nbs/distillation/engine.ipynb #d600002b
+class Engine:
+    "Workers, and what they are busy with."
+
+    def __init__(self,
+        workers: int,  # at the same time
+        threads: int = 1,  # of torch, in each
+    ):
+        self.workers = workers
+        self.threads = threads
+        self.idle = []
+        self.busy = {}  # ticket -> (worker, item)
+
+    def map(self,
+        function: Callable,  # of an item; it can be imported in a worker
+        items: Iterable,  # small: they are sent to workers
+    ):
+        "Call a function on every item, and yield (item, result) as they come."
+        try:
+            yield from share_out(self, function, items)
+        except BaseException:
+            self.close()
+            raise
+
+    def hire(self,
+        count: int,  # workers
+    ):
+        "Start workers."
+        for _ in range(count):
+            worker, ticket = self.new_worker()
+            self.busy[ticket] = worker, STARTING
+
+    def next_answer(self) -> tuple:  # worker, item, answer; None: it was lost
+        "Wait for any worker."
+        ticket = self.wait(list(self.busy))
+        worker, item = self.busy.pop(ticket)
+        try:
+            return worker, item, self.answer(ticket)
+        except Lost:
+            return worker, item, None
+
+    def dismissed(self) -> list:  # of workers
+        "Count nobody as hired any more."
+        hired = [*self.idle, *(worker for worker, _ in self.busy.values())]
+        self.idle, self.busy = [], {}
+        return hired
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
 
 # %% ../../nbs/distillation/engine.ipynb #d600001b
 NEEDED = "manifoldgd.distillation.distill"  # what workers import
@@ -245,9 +264,23 @@ def visible_gpus(
     numbers = range(torch.cuda.device_count())
     return [name.strip() for name in given.split(",")] if given else list(map(str, numbers))
 
+# %% ../../nbs/distillation/engine.ipynb #d600002c
+def start_process(
+    threads: int,  # of torch
+    variables: dict,  # of the environment
+) -> tuple:  # the process, and the pipe to it
+    "Start a worker."
+    context = process_context()
+    ours, theirs = context.Pipe()
+    arguments = (theirs, threads, variables)
+    process = context.Process(target=serve, args=arguments, daemon=True)
+    process.start()
+    theirs.close()  # so that the pipe ends with the process
+    return process, ours
+
 # %% ../../nbs/distillation/engine.ipynb #d600001c
 class LocalEngine(Engine):
-    "Workers that are processes of this machine."
+    "Workers that are processes of this machine; a pipe is the ticket of its worker."
 
     def __init__(self,
         workers: int,  # processes at the same time
@@ -258,26 +291,19 @@ class LocalEngine(Engine):
         self.hired = 0
 
     def new_worker(self) -> tuple:  # (process, pipe), pipe
-        "Start a process."
+        "Start a process, with a GPU in turn."
         variables = {"MANIFOLDGD_CACHE": str(cache_folder())}
         if self.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = self.gpus[self.hired % len(self.gpus)]
         self.hired += 1
-        context = process_context()
-        ours, theirs = context.Pipe()
-        arguments = (theirs, self.threads, variables)
-        process = context.Process(target=serve, args=arguments, daemon=True)
-        process.start()
-        theirs.close()  # so that the pipe ends with the process
-        return (process, ours), ours
+        worker = start_process(self.threads, variables)
+        return worker, worker[1]
 
     def send(self, worker: tuple, function: Callable, item):  # (process, pipe), f, x -> pipe
-        "Send a worker to work; the pipe is the ticket."
+        "Send a worker to work."
         _, pipe = worker
-        try:
+        with suppress(ConnectionError):  # it died meanwhile; `answer` finds out
             pipe.send((function, item))
-        except ConnectionError:  # it died meanwhile; `answer` finds out
-            pass
         return pipe
 
     def wait(self, tickets: list):  # pipes -> one with an answer
@@ -293,11 +319,10 @@ class LocalEngine(Engine):
 
     def close(self):
         "End all processes; what they were doing is left undone."
-        for process, pipe in [*self.idle, *(worker for worker, _ in self.busy.values())]:
+        for process, pipe in self.dismissed():
             pipe.close()
             process.terminate()
             process.join()
-        self.idle, self.busy = [], {}
 
 # %% ../../nbs/distillation/engine.ipynb #d6000022
 def import_ray():  # the module
@@ -354,9 +379,20 @@ class RemoteWorker:
         "Call a function on an item."
         return attempted(function, item)
 
+# %% ../../nbs/distillation/engine.ipynb #d600002e
+def actor_needs(
+    room: dict,  # what a cluster has: "CPU", "GPU"
+    device: str,  # as `pick_device` takes it
+) -> tuple:  # what one actor needs, and how many there is room for
+    "Decide what a worker in a cluster is."
+    cores, gpus = int(room.get("CPU", 1)), int(room.get("GPU", 0))
+    if not gpus or device == "cpu":
+        return {"num_cpus": 1, "num_gpus": 0}, max(1, cores)
+    return {"num_cpus": max(1, cores // gpus), "num_gpus": 1}, gpus
+
 # %% ../../nbs/distillation/engine.ipynb #d6000024
 class RayEngine(Engine):
-    "Workers that are Ray actors."
+    "Workers that are Ray actors; Ray's reference is the ticket of a call."
 
     def __init__(self,
         address: str = "",  # of a running cluster; empty: start one on this machine
@@ -366,26 +402,17 @@ class RayEngine(Engine):
         super().__init__(workers)
         self.ray = import_ray()
         self.address, self.device = address, device
-        self.started = False
+        self.actor = None
 
     def map(self, function: Callable, items: Iterable):
         "Call a function on every item, once there is a cluster."
-        if not self.started:
+        if self.actor is None:
             self.ours = not self.ray.is_initialized()
             join_cluster(self.ray, self.address)
-            self.started = True
-            self.make_room(self.ray.cluster_resources())
+            needs, room = actor_needs(self.ray.cluster_resources(), self.device)
+            self.actor = self.ray.remote(**needs, max_restarts=0)(RemoteWorker)
+            self.workers = self.workers or room
         return super().map(function, items)
-
-    def make_room(self,
-        room: dict,  # what the cluster has
-    ):
-        "Decide what a worker needs, and how many there are."
-        cores, gpus = int(room.get("CPU", 1)), int(room.get("GPU", 0))
-        on_gpus = gpus > 0 and self.device != "cpu"
-        needs = {"num_cpus": max(1, cores // gpus) if on_gpus else 1, "num_gpus": int(on_gpus)}
-        self.workers = self.workers or (gpus if on_gpus else cores)
-        self.actor = self.ray.remote(**needs, max_restarts=0)(RemoteWorker)
 
     def new_worker(self) -> tuple:
         "Ask for an actor; it answers when there is room for it."
@@ -394,7 +421,7 @@ class RayEngine(Engine):
         return worker, worker.attempt.remote(settle, place)
 
     def send(self, worker, function: Callable, item):  # an actor, f, x -> a reference
-        "Send a worker to work; Ray's reference is the ticket."
+        "Send a worker to work."
         return worker.attempt.remote(function, item)
 
     def wait(self, tickets: list):  # references -> one with an answer
@@ -413,12 +440,11 @@ class RayEngine(Engine):
 
     def close(self):
         "Let all workers go, and the cluster if it was started here."
-        for worker in [*self.idle, *(worker for worker, _ in self.busy.values())]:
+        for worker in self.dismissed():
             self.ray.kill(worker)
-        self.idle, self.busy = [], {}
-        if self.started and self.ours:
+        if self.actor is not None and self.ours:
             self.ray.shutdown()
-        self.started = False
+        self.actor = None
 
 # %% ../../nbs/distillation/engine.ipynb #d6000026
 def open_engine(

@@ -7,8 +7,8 @@ __all__ = ['PACKAGES', 'SHOWN', 'LARGEST', 'ROUNDING', 'new_manifest', 'differen
            'check_facts', 'read_json', 'read_manifest', 'shorten_line', 'break_lines', 'name_column', 'gallery',
            'smallest_side', 'gallery_png', 'RunFolder', 'run_key', 'record_digest', 'is_sound', 'read_record',
            'is_complete', 'save_unit', 'hash_file', 'is_damaged', 'drop_damaged', 'write_text', 'write_gallery',
-           'clear_locks', 'finish', 'group_key', 'Run', 'planned_images', 'image_hashes', 'images_in', 'first_change',
-           'expect_unchanged', 'read_run']
+           'clear_locks', 'read_without_trace', 'write_trace', 'finish', 'group_key', 'Run', 'planned_images',
+           'image_hashes', 'images_in', 'first_change', 'expect_unchanged', 'read_run']
 
 # %% ../../nbs/distillation/runs.ipynb #07614025
 import hashlib
@@ -478,6 +478,25 @@ def clear_locks(
     for lock in (run.path / "units").glob("*.lock"):
         lock.unlink(missing_ok=True)
 
+# %% ../../nbs/distillation/runs.ipynb #a200001f
+def read_without_trace(
+    path: Path,  # of a unit's record
+) -> dict:  # None if it is not whole
+    "Read a record, and keep of its trace only whether there is one."
+    record = read_record(path)
+    return record and record | {"trace": bool(record["trace"])}
+
+
+def write_trace(
+    run: RunFolder,
+    units: list,  # of `Unit`: all of the run, complete
+):
+    "Merge the traces of all units, one at a time."
+    records = (read_record(run.path / unit.name) for unit in units)
+    traces = (record["trace"] for record in records if record["trace"])
+    with replacing(run.path / "trace.csv") as temporary, open(temporary, "w") as file:
+        file.writelines(merge_traces(traces))
+
 # %% ../../nbs/distillation/runs.ipynb #a200001b
 def finish(
     run: RunFolder,
@@ -485,15 +504,14 @@ def finish(
     manifest: dict,
 ) -> dict:  # the finished manifest
     "Merge the records of all units, and mark the run as finished."
-    records = [read_record(run.path / unit.name) for unit in units]
+    records = [read_without_trace(run.path / unit.name) for unit in units]
     if None in records:
         raise InputError(f"Expected {run.path}/{units[records.index(None)].name} to be the record "
                          "of a unit, but it was changed meanwhile. Repeat the command.")
     lines = [json.dumps(line) for record in records for line in record["lines"]]
     write_text(run.path / "metadata.jsonl", "".join(line + "\n" for line in lines))
-    traces = [record["trace"] for record in records if record["trace"]]
-    if traces:
-        write_text(run.path / "trace.csv", merge_traces(traces))
+    if any(record["trace"] for record in records):
+        write_trace(run, units)
     write_gallery(run, units, manifest)
     clear_locks(run)
 

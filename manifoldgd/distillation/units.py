@@ -8,6 +8,7 @@ __all__ = ['Job', 'plan', 'Unit', 'cut', 'Moments', 'Batch', 'png_bytes', 'make_
 # %% ../../nbs/distillation/units.ipynb #c5000004
 import hashlib
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -122,8 +123,9 @@ def make_record(
 
 # %% ../../nbs/distillation/units.ipynb #c5000011
 def merge_traces(
-    traces: list,  # CSV texts, in the order of the units
-) -> str:
+    traces: Iterable,  # CSV texts, in the order of the units
+):  # an iterator of texts
     "Put the traces of all units under one header."
-    bodies = [text.partition("\n")[2] for text in traces]
-    return traces[0].partition("\n")[0] + "\n" + "".join(bodies)
+    for number, text in enumerate(traces):
+        _, _, rows = text.partition("\n")
+        yield rows if number else text
