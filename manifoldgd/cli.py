@@ -27,7 +27,7 @@ from manifoldgd.config.commands import (
     PretrainConfig,
     ReportConfig,
 )
-from .config.presets import DistillConfig
+from .config.presets import DistillConfig, resolve, tell_settings
 from .errors import Failure, InputError, plain
 
 # %% ../nbs/cli.ipynb #f0000001
@@ -163,7 +163,10 @@ def with_texts(
 def distill_or_plan(
     config: DistillConfig,
 ):
-    "Distil, or say what it would take."
+    "Distil, or say with which settings, or what it would take."
+    if config.show:
+        print(tell_settings(resolve(config)))
+        return
     if config.dry_run:
         from manifoldgd.distillation.estimate import dry_run, tell_outlook
 

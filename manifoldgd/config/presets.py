@@ -7,7 +7,7 @@ __all__ = ['SOURCE_HELP', 'SEEDS', 'PresetName', 'PrototypeMethod', 'GUIDED', 'K
            'PRESETS', 'GUIDANCE_SCALES', 'REQUIREMENTS', 'IGNORED', 'TaskSettings', 'PrototypeSettings',
            'GuidanceSettings', 'SamplerSettings', 'NeighborSettings', 'ProjectionSettings', 'ComputeSettings',
            'DistillConfig', 'data_name', 'preset_values', 'check_together', 'check_numbers', 'check_prototypes',
-           'check_unread', 'resolve', 'guidance_settings', 'same_run']
+           'check_unread', 'resolve', 'guidance_settings', 'tell_settings', 'same_run']
 
 # %% ../../nbs/config/presets.ipynb #def8f020
 import dataclasses
@@ -218,6 +218,8 @@ class ComputeSettings:
         "GPU.")
     channels_last: bool = setting(
         False, "Store the VAE's images with their channels last, as a GPU's convolutions like it.")
+    show: bool = setting(
+        False, "Print every setting with its value, and make nothing.", changes_images=False)
     dry_run: bool = setting(
         False, "Print the plan and what it will take, by two timed steps, and make nothing.",
         changes_images=False)
@@ -390,6 +392,20 @@ def guidance_settings(
     "Collect the settings that the chosen guidance reads."
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)
             if config.guidance in (f.metadata["read_by"] or ())}
+
+# %% ../../nbs/config/presets.ipynb #5e771a21
+def tell_settings(
+    config: DistillConfig,  # resolved
+) -> str:  # a line for each setting
+    "Write every setting and its value."
+    names = [f.name for f in dataclasses.fields(config) if f.name not in ("show", "dry_run")]
+    width = max(map(len, names))
+    lines = []
+    for name in sorted(names):
+        value = getattr(config, name)
+        star = "*" if value != DEFAULTS[name] else " "
+        lines.append(f"{star} {name:{width}}  {'' if value is None else value}")
+    return "\n".join([*lines, "* not the default"])
 
 # %% ../../nbs/config/presets.ipynb #b7f1ba28
 IGNORED = frozenset(f.name for f in dataclasses.fields(DistillConfig)

@@ -428,9 +428,10 @@ def distill(
 ) -> Path:  # the folder of the run
     "Distil a dataset, or finish a run that was stopped."
     config = resolve(config)
-    if config.dry_run:
-        raise InputError("Expected `dry_run` to be False where a run is made; `dry_run(config)` "
-                         "tells what it would take.")
+    for name in ("show", "dry_run"):
+        if getattr(config, name):
+            raise InputError(f"Expected `{name}` to be False where a run is made: it belongs to "
+                             "the command line (`tell_settings`, `dry_run`).")
     pick_device(config.device)
     with open_engine(config.engine, config.workers, config.device) as engine:
         threads = engine.threads if engine else torch.get_num_threads()
