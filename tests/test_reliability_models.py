@@ -93,9 +93,9 @@ def command(monkeypatch, capsys):
 
     def call(config):
         capsys.readouterr()
-        start = time.perf_counter()
+        start = time.process_time()  # of this process: other work on the machine does not count
         status = cli.main(config)
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
         return status, capsys.readouterr().err
 
     return call
@@ -288,6 +288,7 @@ BACKBONES = {
     "label 3 of 3": (indexed(id2label={"0": "0", "1": "1", "3": "2"}), "names 3 from 0 to 3"),
     "a label of text": (indexed(id2label={"a": "0"}), "to name the labels 0 to 2, but got"),
     "labels in a list": (indexed(id2label=["0", "1", "2"]), "to name the labels 0 to 2, but got"),
+    "a pipeline in a list": (indexed(_class_name=["a"], transformer=[7]), "but got 7"),
     "a name of number": (indexed(id2label={"0": "0", "1": "1", "2": 2}), "one of the names is 2"),
     "a missing tensor": (tensors(DIT, lose(HEAD)), "1 tensors are missing, such as proj_out_2"),
     "a missing tensor of the VAE": (tensors(VAE, lose(CONV)), "missing, such as encoder.conv_in"),
@@ -371,6 +372,25 @@ def test_the_data_of_a_manifest_are_not_asked_for(run, command, asked, tmp_path,
     config = kind((str(run),), out=str(tmp_path / "t.csv"), device="cpu")
     expect_one_line(command(config), "only for what the command itself names")
     assert asked == []
+
+
+def test_a_folder_of_stable_diffusion_is_checked_too(lab, tmp_path, cache, command):
+    from manifoldgd.backbones.stable_diffusion import tiny_stable_diffusion
+
+    tiny = tiny_stable_diffusion()
+    folder = tmp_path / "sd"
+    tiny.vae.save_pretrained(folder / "vae")
+    tiny.unet.save_pretrained(folder / "unet")
+    tiny.scheduler.save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    for damage, words in [
+        (configured(VAE, scaling_factor=0), "above 0, but got 0"),
+        (configured(VAE, scaling_factor=.5, layers_per_block=10**6), "`layers_per_block` of vae"),
+        (pipe("vae/config.json"), "is neither"),
+    ]:
+        damage(folder)
+        config = settings(lab, backbone=str(folder), out=str(tmp_path / "new"))
+        expect_one_line(command(config), words)
 
 
 def test_a_question_within_a_question():

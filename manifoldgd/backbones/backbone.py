@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['UNTOLD', 'PARTS', 'EMBEDDED', 'HUB_ID', 'network_bytes', 'hash_networks', 'predict_noise', 'Backbone', 'tiny_vae',
            'tiny_dit', 'tiny_backbone', 'expect_parts', 'find_backbone', 'backbone_folder', 'load_network',
-           'load_parts', 'load_backbone', 'fingerprint_of_files', 'expect_known', 'expect_distinct', 'match_labels']
+           'load_parts', 'why_unreachable', 'load_backbone', 'fingerprint_of_files', 'expect_known', 'expect_distinct',
+           'match_labels']
 
 # %% ../../nbs/backbones/backbone.ipynb #cb485b12
 import hashlib
@@ -295,12 +296,22 @@ def load_parts(
     return vae, dit, scheduler, id2label
 
 # %% ../../nbs/backbones/backbone.ipynb #c32f1274
+def why_unreachable(
+    spec: str,  # "digits", a folder in diffusers layout, or a hub id
+) -> str:  # empty where the hub is there, or not needed
+    "Ask the hub for a backbone that is not on this machine."
+    if Path(EMBEDDED.get(spec, spec)).is_dir():
+        return ""
+    return ask_hub(find_backbone(spec), "model")
+
+
 def load_backbone(
     spec: str,  # "digits", a folder in diffusers layout, or a hub id
+    unreachable: str = None,  # why the hub does not answer, or nothing; None: it is asked
 ) -> Backbone:  # on the CPU, in float32, in eval mode
     "Load a VAE, a class-conditional DiT and their noise schedule, and check them."
     path = find_backbone(spec)
-    unreachable = "" if Path(path).is_dir() else ask_hub(path, "model")
+    unreachable = why_unreachable(spec) if unreachable is None else unreachable
     options = {"local_files_only": True} if unreachable else {}
     try:
         with quiet_diffusers():

@@ -6,12 +6,11 @@
 __all__ = ['family_of', 'read_index', 'open_backbone']
 
 # %% ../../nbs/backbones/families.ipynb #fa000004
-import json
 from pathlib import Path
 
-from .backbone import EMBEDDED, find_backbone, load_backbone
+from .backbone import EMBEDDED, load_backbone, why_unreachable
+from .checks import quiet_diffusers
 from .stable_diffusion import FAMILIES, PROMPT, load_stable_diffusion
-from ..data.hub import ask_hub
 from ..errors import InputError
 
 # %% ../../nbs/backbones/families.ipynb #fa000007
@@ -19,25 +18,25 @@ def family_of(
     index: dict,  # a model_index.json
 ) -> str:  # "stable diffusion" or "dit"
     "Choose the family of a backbone by the pipeline that its index names."
-    return "stable diffusion" if index.get("_class_name") in FAMILIES else "dit"
+    return "stable diffusion" if str(index.get("_class_name")) in FAMILIES else "dit"
 
 
 def read_index(
     spec: str,  # "digits", a folder in diffusers layout, or a hub id
+    **options,  # of `from_pretrained`
 ) -> dict:  # its model_index.json, empty if there is none
     "Read the index of a backbone, from its folder or the hub."
-    path = Path(EMBEDDED.get(spec, spec))
-    file = path / "model_index.json"
-    if path.is_dir():
-        return json.loads(file.read_text()) if file.is_file() else {}
     from diffusers import DiffusionPipeline
 
-    find_backbone(spec)
-    cached = {"local_files_only": True} if ask_hub(spec, "model") else {}
+    path = Path(EMBEDDED.get(spec, spec))
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        return {}
     try:
-        return DiffusionPipeline.load_config(spec, **cached)
-    except (OSError, ValueError):
-        return {}  # the loader of the default family says what is wrong
+        with quiet_diffusers():
+            index = DiffusionPipeline.load_config(path if path.is_dir() else spec, **options)
+    except Exception:  # of any kind: the loader of the default family says what is wrong
+        return {}
+    return index if isinstance(index, dict) else {}
 
 # %% ../../nbs/backbones/families.ipynb #fa00000a
 def open_backbone(
@@ -45,12 +44,14 @@ def open_backbone(
     prompt: str = None,  # template of a class's prompt, with {name} in it; None: the usual one
 ):  # a `Backbone` or a `StableDiffusion`, on the CPU, in float32, in eval mode
     "Open a backbone of any family."
-    index = read_index(spec)
+    unreachable = why_unreachable(spec)
+    cached = {"local_files_only": True} if unreachable else {}
+    index = read_index(spec, **cached)
     if family_of(index) == "stable diffusion":
-        return load_stable_diffusion(spec, index, prompt or PROMPT)
+        return load_stable_diffusion(spec, index, prompt or PROMPT, **cached)
     if prompt is not None:
         raise InputError(
             "Expected `prompt` not to be given, since the backbone "
             f"{spec!r} knows its classes by label and reads no prompt."
         )
-    return load_backbone(spec)
+    return load_backbone(spec, unreachable)
