@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FOLDERS', 'COMMANDS', 'GO_ON', 'NAMES', 'WRITING', 'ROOM', 'MEMORY', 'word', 'metavar', 'option', 'subcommand',
-           'parse', 'in_one_line', 'parse_or_tell', 'written_out', 'with_texts', 'distill_or_plan', 'execute',
-           'explain_refusal', 'explain', 'tell_warning', 'run_config', 'main']
+           'parse', 'in_one_line', 'parse_or_tell', 'written_out', 'with_texts', 'tell', 'distill_or_plan', 'execute',
+           'explain_refusal', 'explain', 'tell_warning', 'run_config', 'open_streams', 'main']
 
 # %% ../nbs/cli.ipynb #dee4e134
 import dataclasses
@@ -28,7 +28,7 @@ from manifoldgd.config.commands import (
     ReportConfig,
 )
 from .config.presets import DistillConfig, resolve, tell_settings
-from .errors import Failure, InputError, plain
+from .errors import Failure, InputError, plain, visible
 
 # %% ../nbs/cli.ipynb #f0000001
 FOLDERS = ("run", "runs")  # these settings come first, without an option's name
@@ -159,6 +159,13 @@ def with_texts(
     values = {name: written_out(name, value) for name, value in vars(config).items()}
     return dataclasses.replace(config, **values)
 
+# %% ../nbs/cli.ipynb #c11e0011
+def tell(
+    text: str,  # of any number of lines
+):
+    "Print a text."
+    print("\n".join(map(visible, text.split("\n"))))
+
 # %% ../nbs/cli.ipynb #f0000010
 def distill_or_plan(
     config: DistillConfig,
@@ -170,11 +177,11 @@ def distill_or_plan(
     if config.dry_run:
         from manifoldgd.distillation.estimate import dry_run, tell_outlook
 
-        print(tell_outlook(dry_run(dataclasses.replace(config, dry_run=False))))
+        tell(tell_outlook(dry_run(dataclasses.replace(config, dry_run=False))))
         return
     from manifoldgd.distillation.distill import distill
 
-    print(f"The distilled dataset is in {distill(config)}.")
+    tell(f"The distilled dataset is in {distill(config)}.")
 
 # %% ../nbs/cli.ipynb #be4251fc
 def execute(
@@ -187,28 +194,28 @@ def execute(
         from manifoldgd.evaluation.accuracy import evaluate
         from manifoldgd.evaluation.comparison import format_summary, summarize
 
-        print(format_summary(summarize(evaluate(config), config.baseline)))
-        print(f"One row per training is in {config.out}.")
+        tell(format_summary(summarize(evaluate(config), config.baseline)))
+        tell(f"One row per training is in {config.out}.")
     elif isinstance(config, MetricsConfig):
         from manifoldgd.evaluation.measurement import format_metrics, measure_runs
 
-        print(format_metrics(measure_runs(config)))
-        print(f"One row per run and metric is in {config.out}.")
+        tell(format_metrics(measure_runs(config)))
+        tell(f"One row per run and metric is in {config.out}.")
     elif isinstance(config, ExportConfig):
         from manifoldgd.sharing.export import export_run, tell_export
 
-        print(tell_export(export_run(config), config))
+        tell(tell_export(export_run(config), config))
     elif isinstance(config, ReportConfig):
         from manifoldgd.sharing.report import write_reports
 
         for path in write_reports(config):
-            print(f"The report is in {path}; any browser opens it.")
+            tell(f"The report is in {path}; any browser opens it.")
     else:
         from manifoldgd.pretraining.training import pretrain
 
         out = pretrain(config)
-        print(f"The backbone is in {out}, and how good it is in its README.md and samples.png. "
-              "Look at them, then use it with `--backbone`.")
+        tell(f"The backbone is in {out}, and how good it is in its README.md and samples.png. "
+             "Look at them, then use it with `--backbone`.")
 
 # %% ../nbs/cli.ipynb #c11e0008
 GO_ON = "What is finished is saved; the same command goes on from there."
@@ -281,10 +288,19 @@ def run_config(
     return 0
 
 
+def open_streams():
+    "Make sure that there is somewhere to print to, in whatever encoding."
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    with suppress(AttributeError, ValueError):  # a stream of another kind takes everything
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def main(
     arguments: list = None,  # those of the process by default
 ) -> int:  # exit status
     "Run the command line."
+    open_streams()
     warnings.formatwarning = tell_warning
     status = run_config(parse_or_tell(arguments))
     try:

@@ -6,11 +6,13 @@
 __all__ = ['LIMITS', 'STRAY', 'A_DAY', 'clear_strays_once', 'KINDS', 'to_points', 'image_generator', 'draw_noise', 'pick_device',
            'one_core_each', 'in_order', 'keep_memory', 'used_memory', 'free_on_linux', 'free_memory', 'in_words',
            'progress_line', 'ProgressLines', 'progress_bar', 'length_of', 'to_pil', 'from_pil', 'image_grid',
-           'temporary_name', 'clear_strays', 'is_unused', 'kind_of_file', 'expect_file', 'read_text', 'temporary_for',
-           'replacing', 'creating', 'cache_folder', 'sealed', 'Remembered', 'is_settled', 'packaged', 'git_commit']
+           'temporary_name', 'clear_strays', 'is_unused', 'kind_of_file', 'expect_file', 'read_text', 'make_folder',
+           'temporary_for', 'replacing', 'creating', 'cache_folder', 'sealed', 'Remembered', 'is_settled', 'packaged',
+           'git_commit']
 
 # %% ../nbs/core.ipynb #2cdcd2a9
 import ctypes
+import errno
 import hashlib
 import json
 import math
@@ -418,6 +420,17 @@ def read_text(
         ) from None
 
 # %% ../nbs/core.ipynb #a5f11e14
+def make_folder(
+    folder: Path,  # perhaps there already
+):
+    "Make a folder and those above it; what is in the way is no folder."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # a file, or a link to nowhere
+        number = errno.ENOTDIR
+        raise NotADirectoryError(number, os.strerror(number), str(folder)) from None
+
+
 @contextmanager
 def temporary_for(
     path: Path,  # the file that is to be made
@@ -426,7 +439,7 @@ def temporary_for(
     expect_file(path, "Choose another name.")
     temporary = temporary_name(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         clear_strays_once(os.path.realpath(path.parent))
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary

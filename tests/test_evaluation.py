@@ -150,8 +150,8 @@ def done(monkeypatch, tmp_path, capsys):
     "settings, message",
     [
         ({"protocol": "best"}, "`protocol` to be one of hard.*plain-32, digits-quick, but got 'b"),
-        ({"seeds": 0}, "`seeds` to be at least 1, but got 0"),
-        ({"workers": 0}, "`workers` to be at least 1, but got 0"),
+        ({"seeds": 0}, "`seeds` to be between 1 and 1000, but got 0"),
+        ({"workers": 0}, "`workers` to be between 1 and 1024, but got 0"),
         ({"data": "nowhere"}, "nowhere"),
         ({"baseline": "nowhere"}, "nowhere to be the folder of a run"),
         ({"device": "tpu"}, "`device`"),

@@ -35,7 +35,7 @@ from PIL import Image
 
 from ..config.commands import EvaluateConfig
 from ..config.protocols import PROTOCOLS, Protocol, adapt, default_protocol, shorten
-from ..config.settings import check_config, to_dict
+from ..config.settings import check_values, to_dict
 from manifoldgd.core import (
     free_memory,
     git_commit,
@@ -49,7 +49,7 @@ from ..data.images import mean_and_std, open_image
 from ..data.sources import load_data, source_of
 from ..distillation.engine import open_engine
 from ..distillation.runs import Run, read_run
-from ..errors import InputError, expect_one_of
+from ..errors import InputError, expect_one_of, plain
 from .tables import add_rows, expect_writable, read_table, same_key
 from manifoldgd.students.cost import (
     Pace,
@@ -235,7 +235,7 @@ def list_trainings(
     config: EvaluateConfig,
 ) -> list:  # of `Training`
     "Read the runs and their tests, and find every mistake before anything is trained."
-    check_config(config)
+    check_values(EvaluateConfig, {"seeds": config.seeds, "workers": config.workers})
     open_bench = cache(load_bench)
     runs = read_runs(config)
     chosen = choose_protocol(runs, config.protocol)
@@ -674,7 +674,7 @@ def evaluate(
     expect_writable(config.out)
     device = pick_device(config.device)
     if not config.protocol:
-        print(explain_protocol([t.run for t in trainings], trainings[0].name))
+        print(plain(explain_protocol([t.run for t in trainings], trainings[0].name)))
     rows = [describe(training, device, config.split) for training in trainings]
     done = [find_row(stored, row, config.best) for row in rows]
     missing = [i for i, row in enumerate(done) if row is None]

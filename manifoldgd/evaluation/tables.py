@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock
 
-from ..core import expect_file, kind_of_file, replacing, temporary_for
+from ..core import expect_file, kind_of_file, make_folder, replacing, temporary_for
 from ..errors import InputError
 
 # %% ../../nbs/evaluation/tables.ipynb #401f9848
@@ -158,7 +158,7 @@ def locked(
     seconds: float = 60.,  # to wait for others, each of whom needs some milliseconds
 ):
     "Keep others from changing a table, for the time of the block."
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     lock = path.with_name(f".{path.name}.lock")
     with FileLock(lock, timeout=seconds, mode=0o666, poll_interval=.01):
         yield

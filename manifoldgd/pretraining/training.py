@@ -25,6 +25,7 @@ from manifoldgd.core import (
     image_generator,
     image_grid,
     is_unused,
+    kind_of_file,
     pick_device,
     progress_bar,
     read_text,
@@ -246,9 +247,10 @@ def started(
     data: ImageData,
 ) -> dict:  # the plan that the folder was started with, None for a new folder
     "Make sure that a folder is new, or that it is this training that is resumed."
-    if out.exists() and not out.is_dir():
+    kind = kind_of_file(out)
+    if kind not in ("", "a folder"):
         raise InputError(
-            f"Expected {out} to be a folder, but it is a file. Choose another `--out`."
+            f"Expected {out} to be a folder, but it is {kind}. Choose another `--out`."
         )
     path = out / "training" / "config.json"
     if path.exists():
