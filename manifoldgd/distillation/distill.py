@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNBALANCED', 'SOME', 'FAR', 'Inputs', 'open_inputs', 'check_ipc', 'warn_of_imbalance', 'Session', 'open_session',
-           'needs_prototypes', 'choice_of', 'prepare', 'metadata_line', 'make_and_save', 'make_here', 'title_of',
+           'needs_prototypes', 'choice_of', 'prepare', 'metadata_line', 'make_and_save', 'title_of', 'make_here',
            'spread_of', 'bank_spread', 'real_spread', 'warn_of_spread', 'session_in_worker', 'prepare_class', 'lacking',
            'unprepared', 'expect_prepared', 'maker_in_worker', 'make_unit', 'prepare_elsewhere', 'make_elsewhere',
            'distill', 'make_missing', 'warn_of_lost_trace']
@@ -226,6 +226,14 @@ def make_and_save(
     save_unit(session.run, unit, batch, lines)
 
 
+def title_of(
+    session: Session,
+    missing: list,  # of `Unit`
+) -> str:
+    "Say what a progress bar is about."
+    return f"{session.config.preset}: {sum(len(unit.jobs) for unit in missing)} images"
+
+# %% ../../nbs/distillation/distill.ipynb #c400002c
 def make_here(
     session: Session,
     maker,  # of images
@@ -241,14 +249,6 @@ def make_here(
             bar.update(before + maker.ticks - bar.n)  # what the maker did not count itself
 
         run_units(session.run, session.units, make)
-
-
-def title_of(
-    session: Session,
-    missing: list,  # of `Unit`
-) -> str:
-    "Say what a progress bar is about."
-    return f"{session.config.preset}: {sum(len(unit.jobs) for unit in missing)} images"
 
 # %% ../../nbs/distillation/distill.ipynb #c400000e
 SOME = 256  # real images that are encoded to know their spread, where there is no bank
@@ -275,7 +275,7 @@ def bank_spread(
         known.put(stamp, stamp, found)
     return found
 
-
+# %% ../../nbs/distillation/distill.ipynb #c400002e
 def real_spread(
     session: Session,
     bank: LatentBank = None,  # if there is one

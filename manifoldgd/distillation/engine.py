@@ -235,7 +235,7 @@ def process_context():  # of `multiprocessing`
     context.set_forkserver_preload([NEEDED])
     return context
 
-
+# %% ../../nbs/distillation/engine.ipynb #d6000032
 def serve(
     pipe,  # to the engine
     threads: int,  # of torch
@@ -253,7 +253,7 @@ def serve(
     except (EOFError, ConnectionError):
         return
 
-
+# %% ../../nbs/distillation/engine.ipynb #d6000034
 def visible_gpus(
     device: str,  # as `pick_device` takes it
 ) -> list:  # of their names for CUDA_VISIBLE_DEVICES
@@ -334,7 +334,7 @@ def import_ray():  # the module
                          "Install it with `pip install 'manifoldgd[ray]'`.") from None
     return ray
 
-
+# %% ../../nbs/distillation/engine.ipynb #d6000036
 STORE = 80_000_000  # bytes of Ray's object store, through which hardly anything goes
 
 

@@ -141,7 +141,7 @@ def stand_in(
     chosen = Prototypes(points, unknown, unknown, [torch.arange(n)] * ipc, "random")
     return StandIn(latents), [chosen] * len(data.classes)
 
-
+# %% ../../nbs/distillation/estimate.ipynb #e5000022
 def choosing_seconds(
     session: Session,
     classes: list,  # without prototypes
@@ -378,7 +378,7 @@ def tell_plan(
         ]
     return [*lines, f"  units: {units - len(missing):,} there, {len(missing):,} to make"]
 
-
+# %% ../../nbs/distillation/estimate.ipynb #e5000024
 def tell_outlook(
     outlook: Outlook,
 ) -> str:  # lines
