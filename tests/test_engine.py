@@ -256,13 +256,12 @@ def test_a_command_that_is_killed_at_random_moments(lab):
 # A cluster
 
 @pytest.fixture
-def cluster(monkeypatch):
+def cluster():
     "Two machines of one core, as Ray simulates them."
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'manifoldgd[ray]'")
     import ray
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine is slow to start
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.nodes = [
