@@ -6,10 +6,12 @@ DIR holds train/<class>/ and val/<class>/ with photographs, here ten classes of 
 pixels. A backbone that stands in the folder of `--model` is judged as it is; an unfinished one is
 finished first, by the ordinary `pretrain`. The judge is that of `pretraining.judge`, trained on all
 of train/; its figures are those of val/. The finished latents are compared by sampler: `ddim-cut`
-starts where abar is at least 1e-3, on the same schedule cut there. `load` is how many processes
+starts where abar is at least 1e-3, on the same schedule cut there. The default guidance scale is 4;
+`ddim@2` is DDIM at a scale of 2. `load` is how many processes
 wanted a core when the figure was taken. The table is resumed.
 """
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -34,6 +36,7 @@ SEED = 0
 SIZE = 64  # height and width of the images
 SAMPLES = 100  # of each sampler
 LEAST = 1e-3  # abar at which a cut schedule starts
+SCALES = (4, 2, 1)  # of the classifier-free guidance; 4 is the default, and not written
 
 
 class Notes:
@@ -102,12 +105,13 @@ def note_samplers(notes: Notes, backbone: Backbone, judge, test: ImageData):
     real = torch.cat([encode(backbone.vae, part) for part in images.split(64)]).std().item()
     wanted = sampled_labels(backbone.null_label, SAMPLES)
     whole, cut = backbone, cut_schedule(backbone)
-    arms = {"ddpm": whole, "ddim": whole, "dpm++": whole, "ddim-cut": cut, "ddpm-cut": cut}
-    for name, model in arms.items():
+    models = {"ddpm": whole, "ddim": whole, "dpm++": whole, "ddim-cut": cut, "ddpm-cut": cut}
+    for scale, (sampler, model) in itertools.product(SCALES, models.items()):
+        name = sampler if scale == SCALES[0] else f"{sampler}@{scale}"
         if notes.has(f"spread_{name}"):
             continue
-        sampler = name.removesuffix("-cut")
-        latents = sample_latents(model, wanted, SEED, scheduler=sampler)
+        scheduler = sampler.removesuffix("-cut")
+        latents = sample_latents(model, wanted, SEED, scale, scheduler)
         decoded = decode(backbone.vae, latents)
         share = recognized(judge, decoded, torch.tensor(wanted))
         notes.add(f"recognized_{name}", share, SAMPLES)

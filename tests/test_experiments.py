@@ -4,6 +4,7 @@ import importlib
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib
 import pandas as pd
@@ -22,7 +23,7 @@ NAMES = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
 SHARED = {"ledger", "sweep"}  # what the scripts have in common
 SCRIPTS = [name for name in NAMES if name not in SHARED]
 QUOTED = {"published"}  # tables of published figures, which no script measures
-UNMEASURED = {"own_backbone", "own_data", "sampler_speed"}  # not run to their end yet
+UNMEASURED = {"own_backbone", "own_data", "sampler_speed", "steps"}  # not run to their end yet
 
 
 @pytest.fixture
@@ -302,3 +303,37 @@ def test_missing_rows_of_the_sampler(speed, ledger, tmp_path):
     book.add(rows[0])
     book = ledger.Ledger(tmp_path / "table.csv", speed.KEY)
     assert speed.list_missing(args, bench, book) == rows[1:]
+
+
+# Fewer steps
+
+@pytest.fixture
+def steps(load):
+    return load("steps")
+
+
+def test_cells_of_the_samplers(steps):
+    cells = steps.list_cells(["dit"])
+    assert len(cells) == len(set(cells)) == 11 * 2
+    sampled = {(cell.scheduler, cell.steps) for cell in cells}
+    assert {("dpm++", 10), ("unipc", 25), ("ddim", 25), ("ddim", 50), ("ddpm", 50)} <= sampled
+    outs = {cell.config(Path("runs"), seed).out for cell in cells for seed in steps.SEEDS}
+    assert len(outs) == len(cells) * len(steps.SEEDS)
+
+
+def test_a_cell_is_a_row_for_each_seed(steps, ledger, monkeypatch, tmp_path):
+    "Distilling, training and measuring stand still; the times and the table are real."
+    monkeypatch.setattr(steps, "distill", lambda config: config.out)
+    monkeypatch.setattr(steps, "accuracies", lambda runs, folder: dict.fromkeys(runs, 90.))
+    monkeypatch.setattr(steps, "metrics", lambda runs, folder: dict.fromkeys(runs, {"fid": 1.}))
+    monkeypatch.setattr(steps, "SAMPLERS", (("dpm++", 10),))
+    monkeypatch.setattr(steps, "IPCS", (1,))
+    monkeypatch.setattr(steps, "SEEDS", (0, 1))
+    monkeypatch.setattr(steps, "TIMED", 2)
+    path = tmp_path / "steps.csv"
+    for _ in range(2):  # the second run has nothing to do
+        run_script(steps, monkeypatch, "--out", str(path))
+        table = pd.read_csv(path)
+        assert table.seed.tolist() == [0, 1]
+        assert table.top1.tolist() == [90., 90.]
+        assert (table.ratio - table.seconds / table.beside).abs().max() < 1e-3
