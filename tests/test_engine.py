@@ -229,10 +229,10 @@ def test_workers_that_are_killed_change_nothing(lab):
 
 def test_an_error_in_a_worker_is_one_line(lab):
     wild = tiny_backbone()
-    wild.transformer.proj_out_2.bias.data.fill_(float("inf"))
+    wild.transformer.proj_out_2.bias.data.fill_(3e38)  # finite, and its steps are not
     lab.save_backbone(wild, "overflowing")
     backbone = str(lab.folder / "overflowing")
-    with pytest.raises(InputError, match="Class '0', image 0") as caught:
+    with pytest.raises(InputError, match=r"Class '\d', image \d") as caught:
         lab.run("wild", backbone=backbone, workers=2)
     assert "\n" not in str(caught.value)
     assert not multiprocessing.active_children()
