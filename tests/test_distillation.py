@@ -126,7 +126,7 @@ def test_what_cannot_be_done_is_not_begun(lab, changes, words):
 def test_a_network_that_overflows(lab):
     folder, run = lab
     wild = tiny_backbone()
-    wild.transformer.proj_out_2.bias.data.fill_(3e38)
+    wild.transformer.proj_out_2.bias.data.fill_(3e38)  # finite, and its steps are not
     save_backbone(wild, folder / "overflowing")
     with pytest.raises(InputError, match="Class '0', image 0"):
         run("wild", backbone=str(folder / "overflowing"))

@@ -229,10 +229,10 @@ def test_workers_that_are_killed_change_nothing(lab):
 
 def test_an_error_in_a_worker_is_one_line(lab):
     wild = tiny_backbone()
-    wild.transformer.proj_out_2.bias.data.fill_(3e38)
+    wild.transformer.proj_out_2.bias.data.fill_(3e38)  # finite, and its steps are not
     lab.save_backbone(wild, "overflowing")
     backbone = str(lab.folder / "overflowing")
-    with pytest.raises(InputError, match="Class '0', image 0") as caught:
+    with pytest.raises(InputError, match=r"Class '\d', image \d") as caught:
         lab.run("wild", backbone=backbone, workers=2)
     assert "\n" not in str(caught.value)
     assert not multiprocessing.active_children()
@@ -256,13 +256,12 @@ def test_a_command_that_is_killed_at_random_moments(lab):
 # A cluster
 
 @pytest.fixture
-def cluster(monkeypatch):
+def cluster():
     "Two machines of one core, as Ray simulates them."
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'manifoldgd[ray]'")
     import ray
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine is slow to start
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.nodes = [
