@@ -188,10 +188,10 @@ def train_steps(
             if (step + 1) % 50 == 0:
                 bar.set_postfix(loss=f"{loss.item():.4f}")
             due = (step + 1) % every == 0 or step + 1 == steps
+            if due and on_checkpoint:  # before saving, or a kill between the two would skip it
+                on_checkpoint(parts["ema"].module.eval(), step + 1)
             if due or signals:
                 save_checkpoint(path, parts, step + 1)
             if signals:
                 raise KeyboardInterrupt
-            if due and on_checkpoint:
-                on_checkpoint(parts["ema"].module.eval(), step + 1)
     return parts["ema"].module.eval()
