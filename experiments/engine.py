@@ -41,7 +41,7 @@ from ledger import Ledger, new_parser, provenance
 from manifoldgd.backbones.backbone import tiny_backbone
 from manifoldgd.backbones.latents import name_shards
 from manifoldgd.config.presets import DistillConfig, resolve
-from manifoldgd.core import Remembered, sealed
+from manifoldgd.core import Remembered, cache_folder, sealed
 from manifoldgd.data.images import FolderImages, class_fingerprints
 from manifoldgd.distillation.distill import distill
 from manifoldgd.distillation.estimate import dry_run
@@ -100,7 +100,8 @@ def estimate_run(out: str, changes: str) -> dict:
     outlook = dry_run(config)
     taken = timed(lambda: distill(config, progress=False))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    wrote = sum(p.stat().st_size for p in Path(out).rglob("*") if p.is_file())
+    places = (Path(out), cache_folder())
+    wrote = sum(p.stat().st_size for place in places for p in place.rglob("*") if p.is_file())
     return {
         "seconds": taken,
         "estimate": outlook.total,
