@@ -407,7 +407,7 @@ def test_nothing_goes_among_the_images_of_a_run(woof, tmp_path):
 
 @pytest.mark.parametrize("settings, words", [
     ({"format": "zip"}, "`format` to be one of imagefolder, huggingface"),
-    ({"size": 0, "format": "ddranking"}, "`size` to be at least 1, but got 0"),
+    ({"size": 0, "format": "ddranking"}, "`size` to be between 1 and 4096, but got 0"),
     ({"size": 64, "format": "rded"}, "`size` to be given with the format ddranking only"),
     ({"data": "x", "format": "parquet"}, "`data` to be given with the format ddranking only"),
     ({"license": "mit", "format": "rded"}, "`license` to be given with the format huggingface or"),

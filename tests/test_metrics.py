@@ -101,7 +101,7 @@ def test_separation_of_more_points_than_a_block():
 
 @pytest.mark.parametrize("draws", [1, 0, -3])
 def test_one_draw_has_no_spread(config, draws):
-    with pytest.raises(InputError, match=f"`draws` to be at least 2, but got {draws}"):
+    with pytest.raises(InputError, match=f"`draws` to be between 2 and 1000, but got {draws}"):
         measure_runs(replace(config, draws=draws))
 
 
