@@ -548,6 +548,15 @@ def test_a_manifest_that_cannot_be_read(lab, run, command, tmp_path, name):
         expect_one_line(command(config), "could not be understood")
 
 
+@pytest.mark.parametrize("file, name", [
+    ("manifest.json", "metrics"), ("manifest.json", "distill"), ("metadata.jsonl", "export"),
+])
+def test_a_pipe_is_not_waited_for(lab, run, command, tmp_path, file, name):
+    pipe(file)(run)
+    config = settings(lab, out=str(run)) if name == "distill" else reader(name, run, tmp_path)
+    expect_one_line(command(config), "Expected")
+
+
 # What is damaged is made again
 
 
@@ -594,6 +603,7 @@ REPAIRS = {
     "no record": lambda run: (run / RECORD).unlink(),
     "no records": lambda run: shutil.rmtree(run / "units"),
     "an empty record": spoil(RECORD, b""),
+    "a pipe for a record": pipe(RECORD),
     "half a record": lambda run: os.truncate(run / RECORD, 40),
     "a nested record": spoil(RECORD, NESTED),
     "a list for a record": spoil(RECORD, b"[]"),

@@ -8,6 +8,7 @@ __all__ = ['learning_rate_factor', 'training_parts', 'descend', 'before', 'save_
 
 # %% ../../nbs/pretraining/loop.ipynb #10a9e004
 import copy
+import io
 import math
 import os
 import signal
@@ -82,8 +83,10 @@ def save_checkpoint(
 ):
     "Write the state of a training, whole or not at all, and keep the one before."
     state = {key: part.state_dict() for key, part in parts.items()}
+    buffer = io.BytesIO()  # into a file, torch would write the file's temporary name too
+    torch.save(state | {"done": done}, buffer)
     with replacing(path) as temporary:
-        torch.save(state | {"done": done}, temporary)
+        temporary.write_bytes(buffer.getbuffer())
         with suppress(FileNotFoundError):
             os.replace(path, before(path))
 
@@ -185,10 +188,10 @@ def train_steps(
             if (step + 1) % 50 == 0:
                 bar.set_postfix(loss=f"{loss.item():.4f}")
             due = (step + 1) % every == 0 or step + 1 == steps
+            if due and on_checkpoint:  # before saving, or a kill between the two would skip it
+                on_checkpoint(parts["ema"].module.eval(), step + 1)
             if due or signals:
                 save_checkpoint(path, parts, step + 1)
             if signals:
                 raise KeyboardInterrupt
-            if due and on_checkpoint:
-                on_checkpoint(parts["ema"].module.eval(), step + 1)
     return parts["ema"].module.eval()

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 
 from ..config.protocols import FIELD, by_class_count
-from ..core import from_pil, packaged
+from ..core import from_pil, packaged, read_text
 from ..data.classes import imagenet_labels
 from ..data.images import FolderImages, decode_image, mean_and_std, resize_and_crop
 from ..data.sources import load_data
@@ -74,9 +74,9 @@ def read_facts(
     "Read what a run says about its images, and compare the labels with its manifest."
     path = folder / "metadata.jsonl"
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in read_text(path).splitlines()]
         facts = {line["file_name"]: line for line in lines}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"Expected {path} to have a line for every image, but it could not be "
                          f"understood ({error}). Make the run again.") from None
     ids = {c["folder"]: c["id"] for c in classes}
