@@ -358,6 +358,9 @@ def join_cluster(
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"Expected `engine` to name a Ray cluster that runs, but got "
                          f"'ray:{address}': {reason}") from None
+    except Exception as error:  # Ray raises it where the machine is too busy to start in time
+        reason = " ".join(str(error).split())
+        raise Failure(f"Ray did not start: {reason}") from None
 
 # %% ../../nbs/distillation/engine.ipynb #d6000023
 def settle(
