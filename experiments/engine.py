@@ -8,7 +8,7 @@ from the call of `distill`: imports of the command are not counted, those of its
 seconds mean something on an idle machine with two cores only; `two_cores` says how much more two
 busy threads got done than one, before and after. Ray is needed: pip install 'manifoldgd[ray]'.
 
-"workers": the same run by one process, by two local workers and by two of Ray (12 minutes).
+"workers": the same run by one process, by two local workers and by two of Ray (8 minutes).
 "overhead": one process against Ray with one worker, for a run of ten seconds and for one unit.
 "estimate": what `dry_run` says before anything is in the cache, against what the run then takes.
 "node": a cluster of two simulated machines, and the same with one of them lost in the middle.
@@ -55,7 +55,7 @@ from manifoldgd.distillation.runs import (
 )
 from manifoldgd.distillation.units import cut, plan
 
-LONG = {"ipc": 40, "batch_size": 20, "num_inference_steps": 600}  # 20 units
+LONG = {"ipc": 40, "batch_size": 20, "num_inference_steps": 400}  # 20 units
 MIDDLE = {"ipc": 40, "batch_size": 20, "num_inference_steps": 150}
 TEN_SECONDS = {"ipc": 20, "batch_size": 20, "num_inference_steps": 50}
 ONE_UNIT = {"ipc": 2, "batch_size": 20, "num_inference_steps": 50}
