@@ -431,7 +431,15 @@ def test_a_signal_saves_the_step_and_the_training_goes_on_from_there(tmp_path, n
     assert torch.equal(learn(tmp_path / "stopped"), whole)
 
 
-def test_the_second_interruption_is_obeyed_at_once():
+@pytest.fixture
+def interruptible():
+    "A process that can be interrupted, also where a shell has started it in the background."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_interruption_is_obeyed_at_once(interruptible):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         with held_signals() as held:

@@ -857,7 +857,7 @@ def test_a_backbone_is_warned_of_test_images_it_was_trained_on(tmp_path, monkeyp
     fastai = replace(DATASETS["imagenette:fastai"], train=10)
     monkeypatch.setitem(DATASETS, "imagenette:fastai", fastai)
     imagenet = tiny_backbone(n_classes=1000)
-    monkeypatch.setattr("manifoldgd.distillation.distill.load_backbone", lambda spec: imagenet)
+    monkeypatch.setattr("manifoldgd.distillation.distill.open_backbone", lambda *_: imagenet)
     config = resolve(DistillConfig(data=str(tmp_path / "data"), named="imagenette:fastai"))
     with pytest.warns(UserWarning, match="At least 3,425 of the 3,925 test images of imagenette"):
         inputs = open_inputs(config)
