@@ -3,6 +3,7 @@
 SLOW=1 in the environment includes the slow cells.
 """
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         alone = item.path.name == "test_pages.py"
         item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else item.path.name))
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    "Leave the next test as many of torch's threads as this one found."
+    torch = sys.modules.get("torch")
+    count = torch.get_num_threads() if torch else None
+    yield
+    if torch:
+        torch.set_num_threads(count)
