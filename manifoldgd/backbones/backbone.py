@@ -244,7 +244,7 @@ def backbone_folder(
     index = try_to_load_from_cache(spec, "model_index.json")
     return Path(index).parent if isinstance(index, str) else None
 
-
+# %% ../../nbs/backbones/backbone.ipynb #c32f1281
 def load_network(
     cls: type,  # of diffusers
     spec: str,  # of the backbone, for messages
@@ -270,7 +270,7 @@ def load_network(
     check_numbers(spec, part, model)
     return model.eval().requires_grad_(False)
 
-
+# %% ../../nbs/backbones/backbone.ipynb #c32f1283
 def load_parts(
     spec: str,  # of the backbone, for messages
     path: str,  # a folder, or a hub id
