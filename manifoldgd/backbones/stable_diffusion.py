@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .backbone import hash_networks, load_network, tiny_vae
+from .backbone import LatentModel, load_network, tiny_vae
 from manifoldgd.backbones.checks import (
     check_files,
     check_noise,
@@ -112,7 +112,7 @@ def more_for_xl(
 
 # %% ../../nbs/backbones/stable_diffusion.ipynb #5d000012
 @dataclass
-class StableDiffusion:
+class StableDiffusion(LatentModel):
     "A VAE, a text-conditional denoiser, its text encoders and the schedule it was trained with."
     vae: torch.nn.Module  # a diffusers `AutoencoderKL`
     unet: torch.nn.Module  # a diffusers `UNet2DConditionModel`
@@ -129,10 +129,7 @@ class StableDiffusion:
 
     def __post_init__(self):
         "Read the configurations."
-        vae, unet = self.vae.config, self.unet.config
-        self.channels = vae.in_channels
-        self.image_size = unet.sample_size * 2 ** (len(vae.block_out_channels) - 1)
-        self.latent_shape = (unet.in_channels, unet.sample_size, unet.sample_size)
+        self.read_sizes()
 
     @property
     def is_xl(self) -> bool:
@@ -144,24 +141,9 @@ class StableDiffusion:
         "The network that is asked at every step."
         return self.unet
 
-    @property
-    def device(self) -> torch.device:
-        "Where the denoiser is."
-        return self.unet.device
-
     def networks(self) -> list:
         "List the networks: all that has weights."
         return [self.vae, self.unet, *(encoder for _, encoder in self.texts)]
-
-    def to(self, device) -> "StableDiffusion":
-        "Move the networks."
-        for network in self.networks():
-            network.to(device)
-        return self
-
-    def fingerprint(self) -> str:
-        "SHA-256 over the configurations and weights of all networks."
-        return hash_networks(*self.networks())
 
     def conditions(self, classes: list) -> list:  # of N `ImageClass` -> N prompts
         "Write the prompt of each `ImageClass`."
