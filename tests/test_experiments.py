@@ -20,7 +20,7 @@ from manifoldgd.guidance.manifold import ManifoldGuidance
 from manifoldgd.sampling.loop import NotFinite
 
 NAMES = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
-SHARED = {"ledger", "sweep"}  # what the scripts have in common
+SHARED = {"controls", "ledger", "sweep"}  # what the scripts have in common
 SCRIPTS = [name for name in NAMES if name not in SHARED]
 QUOTED = {"published"}  # tables of published figures, which no script measures
 UNMEASURED = {"own_data", "sampler_speed", "steps"}  # not run to their end yet

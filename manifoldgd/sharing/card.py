@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from ..config.presets import IGNORED, DistillConfig
+from ..config.presets import IGNORED, DistillConfig, readers_of
 from ..core import packaged
 from ..data.classes import imagenet_labels
 from ..data.images import open_image, read_image_file
@@ -157,9 +157,10 @@ def card_settings(
         settings["backbone"] = public_name(config.backbone)
     unread = IGNORED if config.images == "sample" else IGNORED | SAMPLING
     unread |= UNREAD_WITH.get(config.prototypes, {"start_depth"})
+    reading = readers_of(config.guidance, config.planes)
     for field in dataclasses.fields(config):
         readers = field.metadata["read_by"]
-        if field.name not in unread and (not readers or config.guidance in readers):
+        if field.name not in unread and (not readers or reading & set(readers)):
             settings[field.name] = getattr(config, field.name)
     return settings
 

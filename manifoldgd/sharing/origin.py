@@ -12,7 +12,7 @@ import re
 import shlex
 from pathlib import Path
 
-from ..config.presets import DistillConfig, preset_values
+from ..config.presets import DistillConfig, preset_values, readers_of
 from ..config.settings import defaults_of
 from .card import SAMPLING, UNREAD_WITH
 
@@ -33,7 +33,7 @@ def is_read(
     if field.name in UNREAD_WITH.get(config.prototypes, {"start_depth"}):
         return False
     readers = field.metadata["read_by"]
-    return readers is None or config.guidance in readers
+    return readers is None or bool(readers_of(config.guidance, config.planes) & set(readers))
 
 # %% ../../nbs/sharing/origin.ipynb #bfebee1b
 def differing_settings(
