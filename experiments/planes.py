@@ -35,7 +35,7 @@ from manifoldgd.core import draw_noise, image_generator
 from manifoldgd.data.images import ImageData
 from manifoldgd.data.sources import digits_data, load_data
 from manifoldgd.geometry.neighborhood import find_candidates, nearest_neighbors, stack_candidates
-from manifoldgd.geometry.tangent import fit_tangent, variance_dim
+from manifoldgd.geometry.tangent import fit_tangent
 from manifoldgd.guidance.guidance import Guidance, Step
 from manifoldgd.guidance.planes import ModelPlane, class_spectrum
 from manifoldgd.prototypes.selection import class_prototypes
@@ -102,6 +102,12 @@ def candidates_of(setting: Setting, n: int, classes: list = None):
 
 # Planes at a step
 
+def spectra_of(candidates) -> list:  # of B `Spectrum`
+    "Decompose the covariance of the candidates of each sample, without their padding."
+    pairs = zip(candidates.points, candidates.count)
+    return [class_spectrum(points[:n]) for points, n in pairs]
+
+
 @dataclass
 class Matrix:
     "Soft projectors of B samples by their directions and weights."
@@ -159,7 +165,7 @@ class Measure(Guidance):
         self.generator = torch.Generator().manual_seed(SEED)
         self.spectra = [class_spectrum(points) for points in setting.classes]
         self.around = {n: candidates_of(setting, n) for n in (100, DEFAULT["n"])}
-        self.near = {n: [class_spectrum(z) for z in self.around[n].points] for n in self.around}
+        self.near = {n: spectra_of(found) for n, found in self.around.items()}
         nodes = zip(setting.which, setting.members)
         self.nodes = [class_spectrum(setting.classes[c][m]) for c, m in nodes]
 
@@ -323,7 +329,6 @@ def measure(setting: Setting, ledger: Ledger, ends: dict):
         "data": setting.name,
         "dimensions": setting.points.shape[1],
         "images": min(map(len, setting.classes)),
-        "auto": max(variance_dim(z) for z in candidates_of(setting, 300).points),
         "guidance_scale": scale,
         "backbone": backbone.fingerprint()[:12],
     }

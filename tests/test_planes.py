@@ -138,9 +138,22 @@ def test_a_class_filters_by_its_covariance(n):
     torch.testing.assert_close(trace, (wiener @ wiener).trace().expand(4))
 
 
-def test_a_class_of_copies_and_of_one_keep_nothing():
-    for points in (randn(1, 6).expand(9, 6), randn(1, 6)):
-        m = randn(2, 6)
+@pytest.mark.parametrize("precision", (torch.float32, torch.float64))
+@pytest.mark.parametrize("n", (4, 30))
+def test_images_that_are_there_twice_make_no_directions(n, precision):
+    "In both precisions, with fewer points than dimensions and more: the same filter as without."
+    points, m = randn(n, 16).to(precision), randn(2, 16, seed=1).to(precision)
+    kept = []
+    for latents in (points, points.repeat(3, 1)):
+        filters, _ = ClassPlanes([class_spectrum(latents)], [0, 0])(Step(m, m, m, .5, 0, 9), 0.)
+        kept.append(filters.tangent(m))
+    torch.testing.assert_close(*kept, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", (torch.float32, torch.float64))
+def test_a_class_of_copies_and_of_one_keep_nothing(precision):
+    for points in (randn(1, 6).expand(9, 6).to(precision), randn(1, 6).to(precision)):
+        m = randn(2, 6).to(precision)
         filters, _ = ClassPlanes([class_spectrum(points)], [0, 0])(Step(m, m, m, .5, 0, 9), 0.)
         assert filters.tangent(m).abs().max() < 1e-12
 

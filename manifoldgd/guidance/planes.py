@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InputError
 from ..geometry.neighborhood import Candidates
-from ..geometry.tangent import principal_directions
+from ..geometry.tangent import principal_directions, real_directions
 from .guidance import Step
 
 # %% ../../nbs/guidance/planes.ipynb #b7d3da7f
@@ -48,7 +48,8 @@ def class_spectrum(
     else:
         values, directions = torch.linalg.svd(centered, full_matrices=False)[1:]
         squares = values.square()
-    parts = (mean, squares / len(points), directions)
+    real = real_directions(squares, mean.to(latents.dtype), torch.tensor(len(squares)))
+    parts = (mean, real * squares / len(points), torch.where(real[:, None], directions, 0))
     return Spectrum(*(part.to(torch.promote_types(latents.dtype, torch.float32)) for part in parts))
 
 # %% ../../nbs/guidance/planes.ipynb #891795ed
