@@ -18,11 +18,14 @@ give.
     halves      overlap tr(P Q) / |P| |Q| of the planes from two halves of a class
     jacobian    cosine of J^T m and J m (finite differences) of the model
     points      effective number of latents, 1 / sum w^2, in the empirical posterior of the class
+    cost        CPU seconds of a guided step over those of an unguided one (both halves of the
+                classifier-free guidance), all samples in one batch; the median of five
 
 Takes about 5 minutes on one core. The page `planes` reads the table.
 """
 import argparse
 import math
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -36,8 +39,10 @@ from manifoldgd.data.images import ImageData
 from manifoldgd.data.sources import digits_data, load_data
 from manifoldgd.geometry.neighborhood import find_candidates, nearest_neighbors, stack_candidates
 from manifoldgd.geometry.tangent import fit_tangent
-from manifoldgd.guidance.guidance import Guidance, Step
-from manifoldgd.guidance.planes import ModelPlane, class_spectrum
+from manifoldgd.guidance.guidance import Guidance, NoGuidance, Step
+from manifoldgd.guidance.manifold import ManifoldGuidance
+from manifoldgd.guidance.mode import ModeGuidance
+from manifoldgd.guidance.planes import ClassPlanes, ModelPlane, class_spectrum
 from manifoldgd.prototypes.selection import class_prototypes
 from manifoldgd.sampling.loop import sample
 from manifoldgd.sampling.pipeline import NoiseModel, noise_model
@@ -316,6 +321,37 @@ class Measure(Guidance):
         self.note("halves", "class", *overlap(*planes))
 
 
+def seconds_of(model: NoiseModel, noise: torch.Tensor, scheduler, guidance) -> float:
+    "Sample five steps, and read the processor's clock, which other programs do not move."
+    begin = time.process_time()
+    sample(model, noise, scheduler, guidance, 5)
+    return time.process_time() - begin
+
+
+def measure_cost(watch: Measure, noise: torch.Tensor):
+    "Compare steps of each kind of guidance with unguided ones, side by side."
+    setting, every = watch.setting, {"strength": 1e-3, "stop": 1.}
+    around = watch.around[DEFAULT["n"]]
+    planes = {
+        "neighbors": "neighbors",
+        "class": ClassPlanes(watch.spectra, setting.which),
+        "model": "model",
+    }
+    guides = {"mode": ModeGuidance(setting.points, **every)}
+    for name, made in planes.items():
+        guides[name] = ManifoldGuidance(setting.points, around, planes=made, **every)
+    scheduler, ratios = make_scheduler("ddim", setting.backbone), {name: [] for name in guides}
+    for _ in range(6):  # the first warms up
+        plain = seconds_of(watch.model, noise, scheduler, NoGuidance())
+        for name, guide in guides.items():
+            guided = seconds_of(watch.model, noise, scheduler, guide)
+            ratios[name].append(guided / plain)
+    watch.t = -1
+    for name, found in ratios.items():
+        middle = sorted(found[1:])[2]
+        watch.note("cost", name, [middle])
+
+
 def measure(setting: Setting, ledger: Ledger, ends: dict):
     "Run the unguided trajectories of a dataset, and measure on the way."
     backbone, jobs = setting.backbone, setting.jobs
@@ -335,6 +371,7 @@ def measure(setting: Setting, ledger: Ledger, ends: dict):
     watch = Measure(setting, model, scheduler, lambda row: ledger.add(facts | row | ends))
     noise = draw_noise(backbone.latent_shape, own)
     sample(model, noise, scheduler, watch, STEPS, own)
+    measure_cost(watch, noise)
 
 
 def parse() -> argparse.Namespace:

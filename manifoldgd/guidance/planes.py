@@ -48,7 +48,8 @@ def class_spectrum(
     else:
         values, directions = torch.linalg.svd(centered, full_matrices=False)[1:]
         squares = values.square()
-    real = real_directions(squares, mean.to(latents.dtype), torch.tensor(len(squares)))
+    n = len(squares)
+    real = real_directions(squares, mean.to(latents.dtype), torch.tensor(n, device=mean.device))
     parts = (mean, real * squares / len(points), torch.where(real[:, None], directions, 0))
     return Spectrum(*(part.to(torch.promote_types(latents.dtype, torch.float32)) for part in parts))
 
