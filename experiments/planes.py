@@ -11,7 +11,9 @@ about the same mode vector, so what differs is the plane alone.
 One row for each number: `figure` says what was measured, `planes` which planes, `vary` and `at`
 which setting had which value (all others as by default), `value` is the mean over samples, `error`
 its standard error over them, and `floor` what planes of the same weights but random directions
-give.
+give. Two kinds of planes are controls: `any latents` goes through twelve latents of the class drawn
+at random, near or not, and `other class` through the twelve nearest ones of the next class. Rows
+that stand in the table are not measured again.
 
     kept        |P m| / |m|; the floor of d directions of D is sqrt(d/D)
     agreement   cosine of the vectors of two kinds of planes (`planes` and `at`)
@@ -50,6 +52,7 @@ from manifoldgd.sampling.schedulers import make_scheduler
 
 STEPS, IPC, SEED = 50, 4, 0
 CLOSELY = (10, 25, 35)  # the steps at which settings are varied: t = 795, 489 and 285 of 999
+KEY = ("data", "figure", "planes", "t", "vary", "at")
 SHOWN = (0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 49)
 DEFAULT = {"K": 12, "d": 11, "n": 300}
 VARIED = {
@@ -164,9 +167,10 @@ class Measure(Guidance):
 
     needs_jacobian = True
 
-    def __init__(self, setting: Setting, model: NoiseModel, scheduler, add):
+    def __init__(self, setting: Setting, model: NoiseModel, scheduler, ledger, facts: dict):
         super().__init__(strength=1., stop=1.)
-        self.setting, self.model, self.scheduler, self.add = setting, model, scheduler, add
+        self.setting, self.model, self.scheduler = setting, model, scheduler
+        self.ledger, self.facts = ledger, facts
         self.generator = torch.Generator().manual_seed(SEED)
         self.spectra = [class_spectrum(points) for points in setting.classes]
         self.around = {n: candidates_of(setting, n) for n in (100, DEFAULT["n"])}
@@ -181,21 +185,27 @@ class Measure(Guidance):
             m = self.setting.points - step.x0
             self.measure_kinds(step, m)
             self.measure_posterior(step)
-            if step.index in CLOSELY:
+            if step.index in CLOSELY and not self.has("halves", "class"):
                 self.measure_settings(step, m)
                 self.measure_halves(step)
         return torch.zeros_like(step.x0)
 
-    def note(self, figure: str, planes: str, values, floor=None, vary: str = "", at=""):
+    def has(self, figure: str, planes: str, vary: str = "-", at: str = "-") -> bool:
+        "Whether a row stands in the table."
+        row = {"figure": figure, "planes": planes, "t": self.t, "vary": vary, "at": at}
+        return self.facts | row in self.ledger
+
+    def note(self, figure: str, planes: str, values, floor=None, vary: str = "-", at="-"):
         "Add a row: the mean over samples, its standard error, and the mean of the floor."
         values = torch.as_tensor(values, dtype=torch.float64)
         error = values.std().item() / math.sqrt(max(1, len(values))) if len(values) > 1 else 0.
         floor = math.nan if floor is None else floor.double().mean().item()
         row = {"figure": figure, "planes": planes, "t": self.t, "vary": vary, "at": str(at)}
-        self.add(row | {"value": values.mean().item(), "error": error, "floor": floor,
-                        "samples": len(values)})
+        found = {"value": values.mean().item(), "error": error, "floor": floor}
+        if self.facts | row not in self.ledger:
+            self.ledger.add(self.facts | row | found | {"samples": len(values)} | self.ends)
 
-    def kept(self, planes: str, plane: Matrix, m: torch.Tensor, vary: str = "", at=""):
+    def kept(self, planes: str, plane: Matrix, m: torch.Tensor, vary: str = "-", at="-"):
         "Note the share of the mode vectors that planes keep."
         share = plane.tangent(m).norm(dim=1) / m.norm(dim=1)
         self.note("kept", planes, share, plane.floor(), vary, at)
@@ -205,6 +215,8 @@ class Measure(Guidance):
         each = list(range(len(m)))
         kinds = {
             "neighbors": neighbor_planes(step, self.around[DEFAULT["n"]], 12, 11),
+            "any latents": self.through(step, self.setting.which, near=False),
+            "other class": self.through(step, self.next_classes, near=True),
             "class": filter_planes(step, self.spectra, self.setting.which),
             "nearest 300": filter_planes(step, self.near[DEFAULT["n"]], each),
             "nearest 100": filter_planes(step, self.near[100], each),
@@ -225,6 +237,22 @@ class Measure(Guidance):
         forward = step.alpha * self.jacobian_times(step, m)
         self.note("jacobian", "model", torch.cosine_similarity(forward, vectors["model"]))
         self.by_depth(kinds, m)
+
+    @property
+    def next_classes(self) -> list:
+        "The class after that of each sample."
+        return [(c + 1) % len(self.setting.classes) for c in self.setting.which]
+
+    def through(self, step: Step, which: list, near: bool) -> Matrix:
+        "Planes through twelve latents of some class: the nearest, or any."
+        patches = []
+        for x0, c in zip(step.x0, which):
+            latents = self.setting.classes[c]
+            order = (latents - x0).norm(dim=1).argsort() if near else \
+                torch.randperm(len(latents), generator=self.generator)
+            patches.append(latents[order[:12]])
+        plane = fit_tangent(torch.stack(patches), 11)
+        return Matrix(list(plane.basis), list(plane.weights))
 
     def by_depth(self, kinds: dict, m: torch.Tensor):
         "Note the shares of the prototypes of each depth of the tree."
@@ -330,6 +358,9 @@ def seconds_of(model: NoiseModel, noise: torch.Tensor, scheduler, guidance) -> f
 
 def measure_cost(watch: Measure, noise: torch.Tensor):
     "Compare steps of each kind of guidance with unguided ones, side by side."
+    watch.t = -1
+    if watch.has("cost", "model"):
+        return
     setting, every = watch.setting, {"strength": 1e-3, "stop": 1.}
     around = watch.around[DEFAULT["n"]]
     planes = {
@@ -346,7 +377,6 @@ def measure_cost(watch: Measure, noise: torch.Tensor):
         for name, guide in guides.items():
             guided = seconds_of(watch.model, noise, scheduler, guide)
             ratios[name].append(guided / plain)
-    watch.t = -1
     for name, found in ratios.items():
         middle = sorted(found[1:])[2]
         watch.note("cost", name, [middle])
@@ -368,7 +398,8 @@ def measure(setting: Setting, ledger: Ledger, ends: dict):
         "guidance_scale": scale,
         "backbone": backbone.fingerprint()[:12],
     }
-    watch = Measure(setting, model, scheduler, lambda row: ledger.add(facts | row | ends))
+    watch = Measure(setting, model, scheduler, ledger, facts)
+    watch.ends = ends
     noise = draw_noise(backbone.latent_shape, own)
     sample(model, noise, scheduler, watch, STEPS, own)
     measure_cost(watch, noise)
@@ -386,7 +417,7 @@ def main():
     "Measure on the digits, and on Tiny-ImageNet if it is there."
     args = parse()
     ends = provenance("commit", "machine", "torch", "command")
-    ledger = Ledger(args.out, float_format="%.6g")
+    ledger = Ledger(args.out, KEY, float_format="%.6g")
     settings = [Setting("digits", load_backbone("digits"), digits_data("train"))]
     if args.tiny_data:
         backbone = load_backbone(args.tiny_model)

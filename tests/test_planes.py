@@ -370,3 +370,31 @@ def test_a_sample_is_moved_to_the_given_distance(monkeypatch):
     torch.testing.assert_close(moved.norm(dim=1), length.clamp(max=length.median()))
     torch.testing.assert_close(torch.cosine_similarity(moved, before), torch.ones(3).double())
     torch.testing.assert_close(moved_toward(latents, prototypes, 1e6), latents)
+
+
+def test_settings_of_the_search_are_valid_and_depend_on_their_number_alone(monkeypatch):
+    "As many for every preset; each resolves; strengths lie in the space of their profile."
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    import tuning
+
+    for preset in tuning.SPACES:
+        drawn = [tuning.setting_of(preset, n) for n in range(60)]
+        assert drawn == [tuning.setting_of(preset, n) for n in range(60)]
+        assert len({str(settings) for settings in drawn}) > (20 if preset == "dit" else 55)
+        for settings in drawn:
+            config = resolve(DistillConfig(preset=preset, **settings))
+            assert config.scheduler == "ddpm"
+            if config.guidance != "none":
+                low, high = tuning.STRENGTHS[config.profile]
+                assert low <= config.strength <= high
+
+
+def test_the_best_of_the_first_settings(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    import tuning
+
+    runs = [f"runs/tuning/mgd{n}-ipc{ipc}-seed1000" for n in range(3) for ipc in (1, 10)]
+    rows = pd.DataFrame({"run": runs, "top1_last": [50., 90., 70., 80., 40., 60.]})
+    means = tuning.best_so_far(rows)
+    assert means.top1_last.tolist() == [70., 75., 50.]
+    assert means.best.tolist() == [70., 75., 75.]
