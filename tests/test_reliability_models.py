@@ -239,13 +239,12 @@ def as_folder(file):
 
 DIT, VAE = "transformer", "vae"
 CONV, HEAD = "encoder.conv_in.bias", "proj_out_2.bias"
-FLOW = "FlowMatchEulerDiscreteScheduler"
+FLOW, HEUN = "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"
 NESTED = b"[" * 100_000
 BACKBONES = {
-    "flow matching": (configured("scheduler", _class_name=FLOW), f"DDPMScheduler, but got {FLOW}"),
-    "flow in the index": (indexed(scheduler=["diffusers", FLOW]), f"but got {FLOW}"),
+    "Heun's flow": (configured("scheduler", _class_name=HEUN), f"DDPMScheduler, but got {HEUN}"),
+    "flow in the index": (indexed(scheduler=["diffusers", FLOW]), f"model_index.json names {FLOW}"),
     "flow sigmas": (configured("scheduler", use_flow_sigmas=True), "`use_flow_sigmas`"),
-    "v-prediction": (configured("scheduler", prediction_type="v_prediction"), "says v_prediction"),
     "sample": (configured("scheduler", prediction_type="sample"), "says sample"),
     "no such schedule": (configured("scheduler", beta_schedule="steep"), "steep is not impl"),
     "zero terminal SNR": (configured("scheduler", rescale_betas_zero_snr=True), "above 0, but"),

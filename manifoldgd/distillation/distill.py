@@ -62,6 +62,7 @@ from manifoldgd.distillation.runs import (
 from .units import Moments, cut, plan
 from ..errors import InputError, expect_between, shortened
 from ..prototypes.cache import Choice, cached_prototypes, prototype_file
+from ..sampling.schedulers import check_sampler
 
 # %% ../../nbs/distillation/distill.ipynb #c4000002
 @dataclass
@@ -94,6 +95,7 @@ def open_inputs(
     if config.images == "sample":
         steps = backbone.scheduler.config.num_train_timesteps
         expect_between("num_inference_steps", config.num_inference_steps, 1, steps)
+        check_sampler(config.scheduler, backbone)
     labels = backbone.conditions(data.classes)
     warn_of_overlap(named_of(source), backbone.null_label)
     data.classes = data.classes.with_conditions(labels)
