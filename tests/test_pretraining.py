@@ -6,10 +6,11 @@ import shutil
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from manifoldgd.backbones.backbone import hash_networks, load_backbone, tiny_backbone
@@ -35,6 +36,8 @@ from manifoldgd.pretraining.judge import (
     write_quality,
 )
 from manifoldgd.pretraining.loop import held_signals, train_steps
+from manifoldgd.pretraining.models import dit_loss
+from manifoldgd.pretraining.paths import noise_schedule
 from manifoldgd.pretraining.training import check_settings, model_card, prepare, pretrain
 
 # A training of four steps makes no good backbone, and is told so every time.
@@ -115,6 +118,71 @@ def test_one_image_is_not_enough(config):
     data.labels = data.labels[:1]
     with pytest.raises(InputError, match="at least two training images, but got 1"):
         check_settings(config, data)
+
+
+# What is predicted
+
+
+SCHEDULERS = {
+    "noise": DDPMScheduler,
+    "v": DDPMScheduler,
+    "velocity": FlowMatchEulerDiscreteScheduler,
+}
+
+
+def test_a_folder_says_what_its_model_predicts(config):
+    "Three trainings from one start and on the same latents, that end with other weights."
+    prints = set()
+    for prediction, scheduler in SCHEDULERS.items():
+        out = f"{config.out}-{prediction}"
+        changed = dataclasses.replace(config, prediction=prediction, out=out)
+        backbone = load_backbone(str(pretrain(changed, progress=False)))
+        assert backbone.prediction.name == prediction
+        assert isinstance(backbone.scheduler, scheduler)
+        card = (Path(out) / "README.md").read_text()
+        assert f"{prediction} prediction" in card
+        sampler = "FLOW-EULER-50" if prediction == "velocity" else "DDPM-50"
+        assert f"samples ({sampler}, guidance scale 4)" in card
+        prints.add(hash_networks(backbone.denoiser))
+    assert len(prints) == 3
+
+
+class Oracle(torch.nn.Module):
+    "Knows the latents, and says what was wanted of it, by the formulas of the papers."
+    device = torch.device("cpu")
+
+    def __init__(self, config, latents, answer):
+        super().__init__()
+        self.config, self.latents, self.answer = config, latents, answer
+
+    def forward(self, x, timestep, class_labels):
+        t = timestep.reshape(-1, 1, 1, 1)
+        return SimpleNamespace(sample=self.answer(x, t, self.latents))
+
+
+def say_noise(x, t, latents):
+    "Noise on DDPM's linear schedule, whose abar is multiplied up here."
+    betas = torch.linspace(1e-4, .02, 1000, dtype=torch.float64)
+    abar = torch.cumprod(1 - betas, 0)[t]
+    return ((x - abar.sqrt() * latents) / (1 - abar).sqrt()).float()
+
+
+def say_velocity(x, t, latents):
+    "The way from the latent to the sample, in the time that it took."
+    return (x - latents) / (t / 1000)
+
+
+@pytest.mark.parametrize(
+    "prediction, answer", [("noise", say_noise), ("velocity", say_velocity)]
+)
+def test_who_knows_the_answer_makes_no_error(prediction, answer):
+    tiny = tiny_backbone()
+    latents = torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    oracle = Oracle(tiny.transformer.config, latents, answer)
+    labels = torch.zeros(64, dtype=torch.long)
+    generator = torch.Generator().manual_seed(1)
+    schedule = noise_schedule(prediction)
+    assert dit_loss(oracle, latents, labels, schedule, generator, prediction) < 1e-4
 
 
 # A VAE that is reused

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from ..backbones.backbone import Backbone
 from ..backbones.latents import decode, encode
+from ..backbones.predictions import is_flow
 from ..config.protocols import PROTOCOLS
 from ..core import image_generator, replacing
 from ..sampling.pipeline import ManifoldGDPipeline
@@ -115,7 +116,7 @@ def usual_sampler(
     backbone: Backbone,
 ) -> str:  # a name, for `make_scheduler`
     "Name the default sampler of a backbone."
-    return "ddpm" if hasattr(backbone.scheduler, "alphas_cumprod") else "flow-euler"
+    return "flow-euler" if is_flow(backbone.scheduler) else "ddpm"
 
 
 def sample_latents(

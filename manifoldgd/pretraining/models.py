@@ -152,7 +152,7 @@ def dit_loss(
     labels: torch.Tensor,  # (N,) backbone labels
     scheduler,  # the noise schedule, as `noise_schedule` makes it
     generator: torch.Generator,  # on the CPU
-    prediction: PredictionName = "noise",
+    prediction: PredictionName = "noise",  # what is asked of the denoiser
     label_dropout: float = .1,  # share of labels replaced by the null label
     snr_gamma: float = 5.,  # cap of the signal-to-noise weights
 ) -> torch.Tensor:  # a number

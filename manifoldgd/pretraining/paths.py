@@ -11,11 +11,12 @@ from typing import get_args
 
 import torch
 
+from ..backbones.predictions import is_flow
 from ..config.commands import PredictionName
 
 # %% ../../nbs/pretraining/paths.ipynb #9ed10007
 def noise_schedule(
-    prediction: PredictionName = "noise",
+    prediction: PredictionName = "noise",  # what is asked of the denoiser
 ):  # a diffusers scheduler
     "Make the schedule of a pretraining: linear for noise, cosine for v, straight for velocity."
     from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
@@ -45,7 +46,7 @@ def draw_levels(
     generator: torch.Generator,  # on the CPU
 ) -> Levels:
     "Draw times: even over the steps of a schedule, logit-normal on the straight path."
-    if not hasattr(scheduler, "alphas_cumprod"):
+    if is_flow(scheduler):
         t = torch.randn(n, generator=generator).sigmoid()
         return Levels(1000 * t, 1 - t, t, ((1 - t) / t).square())
     times = torch.randint(len(scheduler.alphas_cumprod), (n,), generator=generator)
@@ -54,7 +55,7 @@ def draw_levels(
 
 # %% ../../nbs/pretraining/paths.ipynb #9ed10017
 def wanted(
-    prediction: PredictionName,
+    prediction: PredictionName,  # what is asked of the denoiser
     latents: torch.Tensor,  # (N, ...) x_0
     noise: torch.Tensor,  # (N, ...) epsilon
     alpha: torch.Tensor,  # (N, 1, ...) factor of the latent
@@ -69,7 +70,7 @@ def wanted(
 def min_snr_weight(
     snr: torch.Tensor,  # (...) signal-to-noise ratio
     gamma: float = 5.,  # cap of the ratio
-    prediction: PredictionName = "noise",
+    prediction: PredictionName = "noise",  # what is asked of the denoiser
 ) -> torch.Tensor:  # (...) at most 1
     "Weight of an error: capped where there is little noise; always 1 for the velocity."
     if prediction == "velocity":
