@@ -41,6 +41,7 @@ class Protocol:
     jitter: float = 0.  # brightness, contrast and saturation change by up to this share
     lighting: float = 0.  # standard deviation of the shift along ImageNet's principal colors
     normalization: str = "train"  # by the mean and deviation of "train" images, or of "imagenet"
+    resize: str = "bicubic"  # how images are brought to the size: "bicubic" or "bilinear"
     best: bool = False  # the best of 100 looks at the test images is reported beside the last
     by_classes: bool = False  # epochs and optimizer depend on the number of classes (`adapt`)
 
@@ -59,7 +60,7 @@ FIELD = Protocol(
     "ResNetAP", depth=10, width=64, image_size=224,
     epochs=((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500), (None, 300)),
     cutmix=1., flip=True, crop=.5, jitter=.4, lighting=.1, normalization="imagenet",
-    best=True, by_classes=True,
+    resize="bilinear", best=True, by_classes=True,
 )
 SMALL = Protocol(
     "ConvNet", depth=3, width=128, image_size=32, epochs=((None, 1000),),

@@ -45,7 +45,8 @@ from manifoldgd.core import (
     progress_bar,
 )
 from ..data.hub import asking_hub
-from ..data.images import mean_and_std, open_image
+from ..data.images import RESIZINGS, mean_and_std, open_image
+from ..data.pixels import Pixels, pixels_of
 from ..data.sources import load_data, source_of
 from ..distillation.engine import open_engine
 from ..distillation.runs import Run, read_run
@@ -69,7 +70,7 @@ from ..students.training import top1, train_student
 class Bench:
     "What every student of a dataset is measured with."
     name: str  # of the dataset
-    images: torch.Tensor  # (n, C, S, S) test images in [-1, 1]
+    images: Pixels  # (n, C, S, S) test images in [-1, 1]
     classes: list  # the class folder of every test image
     mean_std: tuple  # of the real training images: (C,) each, or None if they are not needed
     fingerprint: str  # of the test data
@@ -81,12 +82,14 @@ def load_bench(
     channels: int,
     split: str = "test",  # "test", or "validation" to choose settings by
     measured: bool = True,  # whether students are normalized by the training images
+    resize: str = "bicubic",  # as protocols name it
 ) -> Bench:
     "Load the test images of a dataset, and measure its training images."
     test = load_data(source, split)
-    images = test.images(size=size, channels=channels)
+    crop = RESIZINGS[resize]
+    images = pixels_of(test, size, channels, crop, workers=os.cpu_count())
     folders = [test.classes[c].folder for c in test.labels]
-    mean_std = mean_and_std(load_data(source), size, channels) if measured else None
+    mean_std = mean_and_std(load_data(source), size, channels, crop) if measured else None
     return Bench(test.name, images, folders, mean_std, test.fingerprint())
 
 # %% ../../nbs/evaluation/accuracy.ipynb #ef4bab16
@@ -210,7 +213,8 @@ def run_trainings(
     source = source_of(run.config, config.data, [c.folder for c in run.data.classes])
     measured = named.normalization == "train"
     with asking_hub(named=config.data is not None):
-        bench = open_bench(source, named.image_size, channels, config.split, measured)
+        size, resize = named.image_size, named.resize
+        bench = open_bench(source, size, channels, config.split, measured, resize)
     trainings = []
     for student in config.students or [None]:
         protocol = adapt(named, len(run.data.classes), channels, student)
@@ -264,11 +268,13 @@ def train_on_run(
     run = training.run
     bench = training.bench
     channels = bench.images.shape[1]
-    images = run.data.images(size=training.protocol.image_size, channels=channels)
+    protocol = training.protocol
+    crop = RESIZINGS[protocol.resize]
+    images = pixels_of(run.data, protocol.image_size, channels, crop)
     return train_student(
         images,
         run.data.labels,
-        training.protocol,
+        protocol,
         n_classes=len(run.data.classes),
         ipc=run.config.ipc,
         seed=student_seed(training),

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config.protocols import Protocol
-from .training import STUDENTS, TEST_BATCH, look_every, top1, train_student
+from .training import STUDENTS, look_every, tested_at_once, top1, train_student
 
 # %% ../../nbs/students/cost.ipynb #bba2a257
 @dataclass(frozen=True)
@@ -114,11 +114,12 @@ def training_memory(
     "Estimate the memory of a training on a CPU."
     kept = kept_features(work, work.batch)
     step = sum(kept) + 3 * max(kept)
-    test = 3 * max(kept_features(work, min(work.n_test, TEST_BATCH)))
+    at_once = tested_at_once(work.protocol.image_size, torch.device("cpu"))
+    test = 3 * max(kept_features(work, min(work.n_test, at_once)))
     network, images = shapes_of(work, work.n_images)
     weights = sum(parameter.nbytes for parameter in network.parameters())
-    copies = 1 if work.protocol.crop else 4
-    return max(step, test) + 3 * weights + copies * images.nbytes
+    copies = 1 / 4 if work.protocol.crop else 4  # whole numbers have a quarter of the bytes
+    return max(step, test) + 3 * weights + int(copies * images.nbytes)
 
 # %% ../../nbs/students/cost.ipynb #616b032a
 def timed_steps(
