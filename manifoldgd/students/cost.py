@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..config.protocols import Protocol
+from ..config.protocols import Protocol, teacher_recipe
+from .teacher import untrained_teacher
 from .training import STUDENTS, look_every, tested_at_once, top1, train_student
 
 # %% ../../nbs/students/cost.ipynb #bba2a257
@@ -85,8 +86,11 @@ def arithmetic(
     work: Workload,
 ) -> int:
     "Count the products of a whole training with its tests."
-    passes = 3 * work.n_images * work.epochs + work.looks * work.n_test
-    return multiply_adds(work) * passes
+    seen = work.n_images * work.epochs
+    own = multiply_adds(work) * (3 * seen + work.looks * work.n_test)
+    if not work.protocol.teacher:
+        return own
+    return own + seen * multiply_adds(replace(work, protocol=teacher_recipe(work.protocol)))
 
 # %% ../../nbs/students/cost.ipynb #0037028f
 def kept_features(
@@ -135,6 +139,10 @@ def timed_steps(
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     labels = torch.arange(n) % work.n_classes
     mean_std = (torch.zeros(work.channels), torch.ones(work.channels))
+    teacher = None
+    if protocol.teacher:
+        recipe = teacher_recipe(protocol)
+        teacher = untrained_teacher(recipe, work.n_classes, work.channels).to(device)
     times = []
 
     def look(student):
@@ -143,7 +151,7 @@ def timed_steps(
         times.append(clock())
 
     student = train_student(
-        images, labels, protocol, work.n_classes, 1, 0, mean_std, device, look,
+        images, labels, protocol, work.n_classes, 1, 0, mean_std, device, look, teacher=teacher,
     )
     return student, (times[-1] - times[0]) / steps
 

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['IMAGENET', 'STUDENTS', 'GLOBAL_GENERATOR', 'Normalize', 'make_student', 'learning_rate', 'epoch_batches',
-           'forward_precision', 'move_student', 'train_step', 'look_every', 'train_student', 'tested_at_once', 'top1']
+           'forward_precision', 'move_student', 'train_step', 'soft_loss', 'make_optimizer', 'look_every', 'ask',
+           'train_student', 'tested_at_once', 'top1']
 
 # %% ../../nbs/students/training.ipynb #8d829c97
+import math
 import threading
 from contextlib import nullcontext
 
@@ -16,6 +18,7 @@ from torch import nn
 
 from ..config.protocols import Protocol
 from ..core import image_generator, progress_bar
+from ..errors import InputError
 from .networks import ConvNet, ResNet, ResNetAP
 from .views import cutmix, photo_views, small_views
 
@@ -63,7 +66,9 @@ def learning_rate(
     epoch: int,  # from 0
     epochs: int,  # of the whole training
 ) -> float:
-    "Step down at each milestone."
+    "Step down at each milestone, or follow half a cosine."
+    if protocol.schedule == "cosine":
+        return protocol.learning_rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
     # A third of 300 is 100, but its floating-point product may lie just below.
     milestones = [int(share * epochs + 1e-9) for share in protocol.milestones]
     passed = sum(epoch >= milestone for milestone in milestones)
@@ -111,14 +116,45 @@ def train_step(
     student: nn.Module,
     optimizer: torch.optim.Optimizer,  # of the student's parameters
     images: torch.Tensor,  # (B, C, S, S) one batch
-    targets: torch.Tensor,  # (B, n_classes) label weights
+    targets: torch.Tensor,  # (B, n_classes) label weights, or logits of a teacher
+    temperature: float = 0.,  # of soft labels; 0: the targets are label weights
 ):
-    "Take one step down the cross-entropy of a batch."
+    "Take one step down the loss of a batch."
     optimizer.zero_grad()
     with forward_precision(images.device):
-        loss = F.cross_entropy(student(images), targets)
+        logits = student(images)
+        if temperature:
+            loss = soft_loss(logits, targets, temperature)
+        else:
+            loss = F.cross_entropy(logits, targets)
     loss.backward()
     optimizer.step()
+
+# %% ../../nbs/students/training.ipynb #01322751
+def soft_loss(
+    logits: torch.Tensor,  # (B, n_classes) of the student, s
+    told: torch.Tensor,  # (B, n_classes) of the teacher, t
+    temperature: float,  # T
+) -> torch.Tensor:  # a number
+    "Compute the divergence of softened answers, averaged over the batch (Hinton et al., 2015)."
+    answered = F.log_softmax(logits.float() / temperature, dim=1)
+    wanted = F.log_softmax(told.float() / temperature, dim=1)
+    return F.kl_div(answered, wanted, reduction="batchmean", log_target=True)
+
+# %% ../../nbs/students/training.ipynb #09015bd1
+def make_optimizer(
+    student: nn.Module,
+    protocol: Protocol,
+) -> torch.optim.Optimizer:
+    "Make the optimizer that a protocol names."
+    rate, decay = protocol.learning_rate, protocol.weight_decay
+    if protocol.optimizer == "sgd":
+        return torch.optim.SGD(
+            student.parameters(), rate, protocol.momentum, weight_decay=decay)
+    weights = [p for p in student.parameters() if p.ndim > 1]
+    others = [p for p in student.parameters() if p.ndim <= 1]
+    groups = [{"params": weights}, {"params": others, "weight_decay": 0.}]
+    return torch.optim.AdamW(groups, rate, weight_decay=decay)
 
 # %% ../../nbs/students/training.ipynb #95fe83af
 def look_every(
@@ -128,6 +164,16 @@ def look_every(
     return max(1, epochs // 100)
 
 # %% ../../nbs/students/training.ipynb #df034394
+@torch.no_grad()
+def ask(
+    teacher: nn.Module,
+    images: torch.Tensor,  # (B, C, S, S) views in [-1, 1]
+) -> torch.Tensor:  # (B, n_classes) logits
+    "Let a teacher look at a batch."
+    with forward_precision(images.device):
+        return teacher(images)
+
+# %% ../../nbs/students/training.ipynb #db5043fa
 def train_student(
     images,  # (N, C, S, S) in [-1, 1]: a tensor, or `Pixels`
     labels: torch.Tensor,  # (N,) class numbers
@@ -140,8 +186,11 @@ def train_student(
     look=None,  # called with the student after every `look_every` epochs
     on_step=None,  # called before every step: it may raise to end the training
     progress: bool = False,  # show a progress bar
+    teacher: nn.Module = None,  # gives the logits of views, for a protocol of soft labels
 ) -> nn.Module:  # takes images in [-1, 1], gives logits (N, n_classes)
     "Train a student from scratch."
+    if bool(protocol.teacher) != (teacher is not None):
+        raise InputError("Expected a teacher for a protocol of soft labels, and for no other.")
     images = images.to(device)
     if not protocol.crop:
         images = images[:]  # floats, if they were whole numbers
@@ -151,10 +200,7 @@ def train_student(
     mean, std = IMAGENET if protocol.normalization == "imagenet" else mean_std
     network = make_student(protocol, n_classes, images.shape[1], seed)
     student = move_student(nn.Sequential(Normalize(mean, std), network), images.device)
-    optimizer = torch.optim.SGD(
-        student.parameters(), protocol.learning_rate, protocol.momentum,
-        weight_decay=protocol.weight_decay,
-    )
+    optimizer = make_optimizer(student, protocol)
 
     epochs = protocol.epochs_for(ipc)
     for epoch in progress_bar(range(epochs), "train", "epochs", progress, leave=False):
@@ -166,7 +212,9 @@ def train_student(
         for batch, wanted in epoch_batches(images, targets, protocol, generator, mean):
             if on_step:
                 on_step()
-            train_step(student, optimizer, batch, wanted)
+            if teacher:
+                wanted = ask(teacher, batch)
+            train_step(student, optimizer, batch, wanted, protocol.temperature)
         if look and (epoch + 1) % look_every(epochs) == 0:
             look(student)
     return student
