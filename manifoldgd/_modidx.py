@@ -277,6 +277,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/manifoldgd', 'doc_host': '
                                                                                        'manifoldgd/config/presets.py'),
                                            'manifoldgd.config.presets.data_name': ( 'config/presets.html#data_name',
                                                                                     'manifoldgd/config/presets.py'),
+                                           'manifoldgd.config.presets.filled_in': ( 'config/presets.html#filled_in',
+                                                                                    'manifoldgd/config/presets.py'),
                                            'manifoldgd.config.presets.guidance_settings': ( 'config/presets.html#guidance_settings',
                                                                                             'manifoldgd/config/presets.py'),
                                            'manifoldgd.config.presets.preset_values': ( 'config/presets.html#preset_values',

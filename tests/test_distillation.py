@@ -68,6 +68,19 @@ def test_another_run_in_the_same_folder(lab, changes, words):
     assert contents(folder / "run") == before
 
 
+def test_a_run_that_was_begun_before_a_setting_existed(lab):
+    _, run = lab
+    made = run("run")
+    path = made / "manifest.json"
+    manifest = json.loads(path.read_text())
+    group = read_run(made).group
+    for name in ("reference", "memory"):
+        del manifest["config"][name]
+    path.write_text(json.dumps(manifest))
+    assert read_run(made).group == group
+    assert run("run") == made
+
+
 def test_a_folder_with_other_files_is_not_taken_over(lab):
     folder, run = lab
     (folder / "taken").mkdir()

@@ -7,8 +7,8 @@ __all__ = ['SOURCE_HELP', 'SEEDS', 'PresetName', 'PrototypeMethod', 'GUIDED', 'W
            'ENGINE', 'DEFAULTS', 'PRESETS', 'GUIDANCE_SCALES', 'REQUIREMENTS', 'IGNORED', 'TaskSettings',
            'PrototypeSettings', 'GuidanceSettings', 'SamplerSettings', 'NeighborSettings', 'ProjectionSettings',
            'ReferenceSettings', 'ComputeSettings', 'DistillConfig', 'data_name', 'preset_values', 'check_together',
-           'check_numbers', 'check_prototypes', 'check_unread', 'resolve', 'guidance_settings', 'tell_settings',
-           'same_run']
+           'check_numbers', 'check_prototypes', 'check_unread', 'filled_in', 'resolve', 'guidance_settings',
+           'tell_settings', 'same_run']
 
 # %% ../../nbs/config/presets.ipynb #def8f020
 import dataclasses
@@ -193,7 +193,7 @@ class ProjectionSettings:
         1., "Released only: distance at which that pull is full, in units of the latents.",
         at_least=1e-6, read_by=("released",))
 
-# %% ../../nbs/config/presets.ipynb #1da7a7e6
+# %% ../../nbs/config/presets.ipynb #cd4b57c5
 REFERENCES = ("minimax", "igd")
 
 
@@ -426,6 +426,15 @@ def check_unread(
                              f"`{kind}={getattr(config, kind)!r}`, which does not read it, "
                              f"but got {value!r}.")
 
+# %% ../../nbs/config/presets.ipynb #a6ae6fe7
+def filled_in(
+    config: DistillConfig,  # its preset is one of `PRESETS`
+) -> DistillConfig:  # with every setting filled in
+    "Fill in what the preset and the backbone decide."
+    left_out = {name: value for name, value in preset_values(config).items()
+                if getattr(config, name) is None}
+    return dataclasses.replace(config, **left_out)
+
 # %% ../../nbs/config/presets.ipynb #5e771a0b
 def resolve(
     config: DistillConfig,
@@ -433,9 +442,7 @@ def resolve(
     "Fill in what the preset and the backbone decide, and check everything."
     expect_one_of("preset", config.preset, PRESETS)
     check_config(config)
-    left_out = {name: value for name, value in preset_values(config).items()
-                if getattr(config, name) is None}
-    config = dataclasses.replace(config, **left_out)
+    config = filled_in(config)
     for check in (check_numbers, check_together, check_prototypes, check_unread):
         check(config)
     return config
