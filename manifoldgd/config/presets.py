@@ -319,6 +319,7 @@ PRESETS = {
         "prototypes": "none",
         "guidance": "none",
         "strength": 0.,
+        "cfg_channels": 3,
         "reference": "minimax",
     },
     "igd": {
@@ -326,6 +327,7 @@ PRESETS = {
         "guidance": "none",
         "strength": 0.,
         "start": .2,
+        "cfg_channels": 3,
         "reference": "igd",
     },
 }
