@@ -60,6 +60,10 @@ class TaskSettings:
     prompt: Optional[str] = setting(
         None, "Prompt of a class, with {name} in it, for a backbone that reads prompts (by "
         "default: a photo of a {name}).")
+    vae: Optional[str] = setting(
+        None, "Another autoencoder with the same latents, in place of the backbone's own: a folder "
+        "in diffusers layout, or a hub id such as stabilityai/sd-vae-ft-ema.",
+        changes_images=False)
     preset: PresetName = setting(
         "manifoldgd", "The method: where all settings below come from, unless given.")
     ipc: int = setting(10, "Images per class.", at_least=1, at_most=100_000)

@@ -92,7 +92,7 @@ def open_inputs(
     warn_of_imbalance(data)
     if config.images == "real" and config.prototypes == "random":
         return Inputs(data, None, [None] * len(data.classes))
-    backbone = open_backbone(config.backbone, config.prompt)
+    backbone = open_backbone(config.backbone, config.prompt, config.vae)
     if config.images == "sample":
         steps = backbone.scheduler.config.num_train_timesteps
         expect_between("num_inference_steps", config.num_inference_steps, 1, steps)
@@ -160,7 +160,9 @@ def open_session(
     run, inputs = RunFolder(Path(config.out)), open_inputs(config)
     check_ipc(config, inputs.data)
     prints = class_fingerprints(inputs.data, progress)
-    wanted = new_manifest(config, inputs.data, inputs.labels, inputs.fingerprints(prints))
+    licence = inputs.backbone.licence if inputs.backbone else "none"
+    wanted = new_manifest(
+        config, inputs.data, inputs.labels, inputs.fingerprints(prints), licence)
     manifest = run.claim(wanted | {"threads": threads})
     jobs = plan(inputs.data.classes, config.ipc)
     units = method_of(config).cut(jobs, config.batch_size)
