@@ -32,7 +32,7 @@ from manifoldgd.backbones.latents import (
     name_shards,
 )
 from ..config.presets import DistillConfig, resolve
-from ..core import Remembered, cache_folder, pick_device, progress_bar
+from ..core import Remembered, cache_folder, keep_memory, pick_device, progress_bar
 from manifoldgd.data.images import (
     ImageData,
     class_fingerprints,
@@ -185,6 +185,8 @@ def prepare(
     "Encode the data and choose the prototypes, if there is a need, and make the maker."
     config, inputs = session.config, session.inputs
     rest = (config, inputs.data, inputs.backbone, inputs.labels)
+    if inputs.backbone and inputs.backbone.device.type == "cpu":
+        keep_memory()  # every step asks for the same again
     if not needs_prototypes(session):
         return make_maker(*rest), None
     workers = None if config.workers == "auto" else config.workers
