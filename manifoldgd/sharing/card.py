@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from ..backbones.licences import known_terms
-from ..config.presets import IGNORED, DistillConfig
+from ..config.presets import IGNORED, DistillConfig, readers_of
 from ..data.classes import imagenet_labels
 from ..data.images import open_image, read_image_file
 from ..distillation.runs import SHOWN, gallery
@@ -151,9 +151,10 @@ def card_settings(
         settings["backbone"] = public_name(config.backbone)
     unread = IGNORED if config.images == "sample" else IGNORED | SAMPLING
     unread |= UNREAD_WITH.get(config.prototypes, {"start_depth"})
+    reading = readers_of(config.guidance, config.planes, config.reference)
     for field in dataclasses.fields(config):
         readers = field.metadata["read_by"]
-        if field.name not in unread and (not readers or config.guidance in readers):
+        if field.name not in unread and (not readers or reading & set(readers)):
             settings[field.name] = getattr(config, field.name)
     return settings
 

@@ -11,7 +11,7 @@ import dataclasses
 import shlex
 from pathlib import Path
 
-from ..config.presets import DistillConfig, preset_values
+from ..config.presets import DistillConfig, preset_values, readers_of
 from ..config.settings import defaults_of
 from .card import SAMPLING, UNREAD_WITH
 
@@ -32,7 +32,8 @@ def is_read(
     if field.name in UNREAD_WITH.get(config.prototypes, {"start_depth"}):
         return False
     readers = field.metadata["read_by"]
-    return readers is None or config.guidance in readers
+    reading = readers_of(config.guidance, config.planes, config.reference)
+    return readers is None or bool(reading & set(readers))
 
 # %% ../../nbs/sharing/origin.ipynb #bfebee1b
 def differing_settings(
