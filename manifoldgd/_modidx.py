@@ -281,6 +281,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/manifoldgd', 'doc_host': '
                                                                                     'manifoldgd/config/presets.py'),
                                            'manifoldgd.config.presets.guidance_settings': ( 'config/presets.html#guidance_settings',
                                                                                             'manifoldgd/config/presets.py'),
+                                           'manifoldgd.config.presets.is_read_by_method': ( 'config/presets.html#is_read_by_method',
+                                                                                            'manifoldgd/config/presets.py'),
                                            'manifoldgd.config.presets.preset_values': ( 'config/presets.html#preset_values',
                                                                                         'manifoldgd/config/presets.py'),
                                            'manifoldgd.config.presets.resolve': ( 'config/presets.html#resolve',

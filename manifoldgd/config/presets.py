@@ -7,8 +7,8 @@ __all__ = ['SOURCE_HELP', 'SEEDS', 'PresetName', 'PrototypeMethod', 'GUIDED', 'W
            'ENGINE', 'DEFAULTS', 'PRESETS', 'GUIDANCE_SCALES', 'REQUIREMENTS', 'IGNORED', 'TaskSettings',
            'PrototypeSettings', 'GuidanceSettings', 'SamplerSettings', 'NeighborSettings', 'ProjectionSettings',
            'ReferenceSettings', 'ComputeSettings', 'DistillConfig', 'data_name', 'preset_values', 'check_together',
-           'check_numbers', 'check_prototypes', 'check_unread', 'filled_in', 'resolve', 'guidance_settings',
-           'tell_settings', 'same_run']
+           'check_numbers', 'check_prototypes', 'is_read_by_method', 'check_unread', 'filled_in', 'resolve',
+           'guidance_settings', 'tell_settings', 'same_run']
 
 # %% ../../nbs/config/presets.ipynb #def8f020
 import dataclasses
@@ -412,6 +412,15 @@ def check_prototypes(
         raise InputError(f"Expected `prototypes` to be chosen for {' and '.join(needed_for)}, "
                          "but got 'none'.")
 
+# %% ../../nbs/config/presets.ipynb #1060a76a
+def is_read_by_method(
+    field: dataclasses.Field,  # a setting
+    config: DistillConfig,  # with every setting filled in
+) -> bool:
+    "Tell whether the chosen guidance or reference reads a setting, or nobody is named for it."
+    readers = field.metadata["read_by"]
+    return readers is None or bool({config.guidance, config.reference} & set(readers))
+
 # %% ../../nbs/config/presets.ipynb #5e771a09
 def check_unread(
     config: DistillConfig,  # with every setting filled in
@@ -419,11 +428,9 @@ def check_unread(
     "Raise an `InputError` for a changed setting that the chosen method does not read."
     expected = preset_values(config)
     for f in sorted(dataclasses.fields(config), key=lambda f: f.name):
-        readers = f.metadata["read_by"] or ()
         value = getattr(config, f.name)
-        unread = readers and not {config.guidance, config.reference} & set(readers)
-        if unread and value != expected[f.name]:
-            kind = "reference" if set(readers) <= set(REFERENCES) else "guidance"
+        if not is_read_by_method(f, config) and value != expected[f.name]:
+            kind = "reference" if set(f.metadata["read_by"]) <= set(REFERENCES) else "guidance"
             raise InputError(f"Expected `{f.name}` not to be given with "
                              f"`{kind}={getattr(config, kind)!r}`, which does not read it, "
                              f"but got {value!r}.")
