@@ -366,6 +366,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/manifoldgd', 'doc_host': '
                                                                                             'manifoldgd/config/presets.py'),
                                            'manifoldgd.config.presets.holds_flow': ( 'config/presets.html#holds_flow',
                                                                                      'manifoldgd/config/presets.py'),
+                                           'manifoldgd.config.presets.is_read_by_method': ( 'config/presets.html#is_read_by_method',
+                                                                                            'manifoldgd/config/presets.py'),
                                            'manifoldgd.config.presets.preset_values': ( 'config/presets.html#preset_values',
                                                                                         'manifoldgd/config/presets.py'),
                                            'manifoldgd.config.presets.readers_of': ( 'config/presets.html#readers_of',
