@@ -36,7 +36,10 @@ SOURCE_HELP = {  # where images come from: the same for every command that reads
 
 # %% ../../nbs/config/presets.ipynb #5e771a01
 SEEDS = 2**63 - 1  # the largest, as tables and generators hold it
-PresetName = Literal["manifoldgd", "paper", "released", "mgd", "dit", "decoded", "random"]
+PresetName = Literal[
+    "manifoldgd", "paper", "released", "mgd", "dit", "decoded", "random", "d4m", "herding",
+    "kcenter",
+]
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,9 @@ class TaskSettings:
 
 # %% ../../nbs/config/presets.ipynb #5e771a13
 PrototypeMethod = Literal[
-    "levels", "leaves", "kmeans", "gmm", "agglomerative-ward", "agglomerative-average",
-    "agglomerative-complete", "agglomerative-single", "herding", "kcenter", "random", "none",
+    "levels", "leaves", "kmeans", "minibatch-kmeans", "gmm", "agglomerative-ward",
+    "agglomerative-average", "agglomerative-complete", "agglomerative-single", "herding", "kcenter",
+    "random", "none",
 ]
 
 
@@ -132,6 +136,9 @@ class SamplerSettings:
         4., "Scale of the classifier-free guidance (for the embedded backbone, 2).", at_least=0)
     cfg_channels: Optional[Union[int, Literal["all"]]] = method_setting(
         "all", "The first latent channels that the classifier-free guidance acts on.", at_least=1)
+    begin: Optional[float] = method_setting(
+        1., "Share of the steps that are taken: below 1, sampling begins at the noised prototype; "
+        "1: at pure noise.", at_least=0, at_most=1)
     cfg_start: float = setting(
         0., "Classifier-free guidance starts after this share of the steps.", at_least=0,
         at_most=1)
@@ -270,10 +277,28 @@ PRESETS = {
         "cfg_channels": 3,
     },
     "dit": {"prototypes": "none", "guidance": "none", "strength": 0.},
+    "d4m": {
+        "prototypes": "minibatch-kmeans",
+        "guidance": "none",
+        "strength": 0.,
+        "begin": .7,
+    },
     "decoded": {"images": "decode", "guidance": "none", "strength": 0.},
     "random": {
         "images": "real",
         "prototypes": "random",
+        "guidance": "none",
+        "strength": 0.,
+    },
+    "herding": {
+        "images": "real",
+        "prototypes": "herding",
+        "guidance": "none",
+        "strength": 0.,
+    },
+    "kcenter": {
+        "images": "real",
+        "prototypes": "kcenter",
         "guidance": "none",
         "strength": 0.,
     },
@@ -306,6 +331,8 @@ def preset_values(
 REQUIREMENTS = (
     ({"apply": "mean"}, {"scheduler": ("ddpm",)}),
     ({"space": "xt"}, {"kernel": ("rbf",)}),
+    ({"images": "decode"}, {"begin": (1.,)}),
+    ({"images": "real"}, {"begin": (1.,)}),
     ({"guidance": "released"}, {"apply": ("mean",), "space": ("x0",), "kernel": ("rbf",)}),
 )
 
@@ -351,8 +378,9 @@ def check_prototypes(
     config: DistillConfig,  # with every setting filled in
 ):
     "Raise an `InputError` if prototypes are needed and none are chosen."
-    needed_for = [f"`{name}={getattr(config, name)!r}`" for name, without in
-                  (("guidance", "none"), ("images", "sample")) if getattr(config, name) != without]
+    needs_none = (("guidance", "none"), ("images", "sample"), ("begin", 1.))
+    needed_for = [f"`{name}={getattr(config, name)!r}`" for name, without in needs_none
+                  if getattr(config, name) != without]
     if needed_for and config.prototypes == "none":
         raise InputError(f"Expected `prototypes` to be chosen for {' and '.join(needed_for)}, "
                          "but got 'none'.")

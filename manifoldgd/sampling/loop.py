@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORGETTING', 'KEEPING', 'learns_variance', 'split_output', 'model_of_step', 'clean_sample', 'describe_step',
-           'check_inputs', 'warn_of_blow_up', 'NotFinite', 'not_finite', 'Watch', 'sample']
+           'check_inputs', 'check_start', 'starting_samples', 'warn_of_blow_up', 'NotFinite', 'not_finite', 'Watch',
+           'sample']
 
 # %% ../../nbs/sampling/loop.ipynb #ea39ab1a
 import inspect
@@ -19,7 +20,9 @@ from ..errors import InputError, expect_between
 from ..guidance.guidance import Guidance, NoGuidance, Step
 from manifoldgd.sampling.schedulers import (
     check_scheduler,
+    first_step,
     noise_levels,
+    noised,
     score_move,
     step_deviation,
 )
@@ -105,6 +108,36 @@ def check_inputs(
     if made_for[1] != dim:
         raise InputError(f"Expected prototypes of {dim} numbers, as the samples have, "
                          f"but got {made_for[1]}.")
+
+# %% ../../nbs/sampling/loop.ipynb #75a1e27a
+def check_start(
+    latents: torch.Tensor,  # (N, ...) noise
+    begin: float,  # share of the steps that is taken
+    clean: torch.Tensor,  # (N, ...) clean samples, or None
+):
+    "Raise an `InputError` for a start that does not fit."
+    expect_between("begin", begin, 0, 1)
+    found = None if clean is None else tuple(clean.shape)
+    wanted = None if begin == 1 else tuple(latents.shape)
+    if found != wanted:
+        raise InputError(f"Expected `clean` of shape {wanted} with `begin={begin:g}`, "
+                         f"but got {found}.")
+
+# %% ../../nbs/sampling/loop.ipynb #f669fdd6
+def starting_samples(
+    scheduler,  # of diffusers, its timesteps set
+    latents: torch.Tensor,  # (N, ...) noise
+    begin: float,  # share of the steps that is taken
+    clean: torch.Tensor,  # (N, ...) clean samples; None with `begin=1`
+) -> tuple:  # samples (N, ...) to begin at, and the number of the first step
+    "Make the samples that the first step is taken from."
+    if begin == 1:
+        return latents * scheduler.init_noise_sigma, 0
+    count = len(scheduler.timesteps)
+    first = first_step(count, begin)
+    if first == count:
+        return clean, first
+    return noised(scheduler, clean, latents, first), first
 
 # %% ../../nbs/sampling/loop.ipynb #e200000a
 FORGETTING, KEEPING = 1., .2  # the largest harmless ratio with DDPM, and with the other samplers
@@ -201,17 +234,20 @@ def sample(
     generator=None,  # one `torch.Generator` per sample, or one for all, if the scheduler draws
     callback=None,  # given (index, t, samples, clean samples) after a step; may return samples
     trace: bool = False,  # record what the guidance did
+    begin: float = 1.,  # share of the steps that is taken; below 1 it begins at `clean`, noised
+    clean: torch.Tensor = None,  # (N, ...) clean samples to begin at
 ) -> tuple:  # samples (N, ...); one record per guided step, none unless asked for
     "Denoise samples step by step with a guidance."
     check_inputs(latents, scheduler, guidance, num_inference_steps)
+    check_start(latents, begin, clean)
     scheduler.set_timesteps(num_inference_steps)  # on the CPU: reading them waits for no device
     levels, times = noise_levels(scheduler), scheduler.timesteps.to(latents.device)
     learned, watch = learns_variance(scheduler), Watch(guidance, scheduler, trace)
     stochastic = "generator" in inspect.signature(scheduler.step).parameters
     draws = {"generator": generator} if stochastic else {}
-    x = latents * scheduler.init_noise_sigma
+    x, first = starting_samples(scheduler, latents, begin, clean)
 
-    for i, t in enumerate(scheduler.timesteps):
+    for i, t in list(enumerate(scheduler.timesteps))[first:]:
         # The model: its noise, and the clean sample it has in mind.
         x_t = scheduler.scale_model_input(x, t)
         model = model_of_step(eps_model, i, len(times))
