@@ -39,7 +39,7 @@ SOURCE_HELP = {  # where images come from: the same for every command that reads
 SEEDS = 2**63 - 1  # the largest, as tables and generators hold it
 PresetName = Literal[
     "manifoldgd", "paper", "released", "mgd", "dit", "decoded", "random", "minimax", "igd",
-    "d4m", "herding", "kcenter",
+    "latent-dm", "d4m", "herding", "kcenter",
 ]
 
 
@@ -199,16 +199,17 @@ class ProjectionSettings:
         at_least=1e-6, read_by=("released",))
 
 # %% ../../nbs/config/presets.ipynb #cd4b57c5
-REFERENCES = ("minimax", "igd")
+REFERENCES = ("minimax", "igd", "latent-dm")
 
 
 @dataclass(frozen=True)
 class ReferenceSettings:
     "Which reference makes the images, and what it reads."
 
-    reference: Optional[Literal["none", "minimax", "igd"]] = method_setting(
-        "none", "Another method that makes the images: MinMaxDiff (it fine-tunes the denoiser), or "
-        "influence-guided diffusion (it guides by the gradients of a classifier).")
+    reference: Optional[Literal["none", "minimax", "igd", "latent-dm"]] = method_setting(
+        "none", "Another method that makes the images: MinMaxDiff (it fine-tunes the denoiser), "
+        "influence-guided diffusion (it guides by the gradients of a classifier), or distribution "
+        "matching of latents (it moves prototypes before they are decoded).")
     tune_epochs: Optional[int] = method_setting(
         8, "Passes over the real latents, by which the denoiser is fine-tuned.", at_least=1,
         read_by=("minimax",))
@@ -230,6 +231,14 @@ class ReferenceSettings:
     gradient_images: Optional[int] = method_setting(
         80, "Real images of a class over which the classifier's gradients are averaged.",
         at_least=1, read_by=("igd",))
+    match_steps: Optional[int] = method_setting(
+        1000, "Steps of latents down the matching loss, each with a random network.", at_least=1,
+        read_by=("latent-dm",))
+    match_rate: Optional[float] = method_setting(
+        .1, "Learning rate of the latents.", at_least=0, read_by=("latent-dm",))
+    match_images: Optional[int] = method_setting(
+        256, "Real images of a class in a step (at most the class).", at_least=1,
+        read_by=("latent-dm",))
 
 # %% ../../nbs/config/presets.ipynb #5e771a1d
 ENGINE = (  # the help of every `--engine`
@@ -351,6 +360,13 @@ PRESETS = {
         "start": .2,
         "reference": "igd",
     },
+    "latent-dm": {
+        "images": "decode",
+        "prototypes": "random",
+        "guidance": "none",
+        "strength": 0.,
+        "reference": "latent-dm",
+    },
 }
 
 # %% ../../nbs/config/presets.ipynb #5e771a05
@@ -383,7 +399,9 @@ REQUIREMENTS = (
     ({"images": "decode"}, {"begin": (1.,)}),
     ({"images": "real"}, {"begin": (1.,)}),
     ({"guidance": "released"}, {"apply": ("mean",), "space": ("x0",), "kernel": ("rbf",)}),
-    ({"reference": "minimax"}, {"images": ("sample",)}),
+    ({"reference": "minimax"}, {"images": ("sample",), "begin": (1.,)}),
+    ({"reference": "latent-dm"}, {"images": ("decode",), "guidance": ("none",)}),
+    ({"reference": "igd"}, {"begin": (1.,)}),
     ({"reference": "igd"}, {"images": ("sample",), "guidance": ("none",), "scheduler": ("ddpm",)}),
 )
 

@@ -296,7 +296,7 @@ class ReferenceMethod:
         raise NotImplementedError
 
 # %% ../../nbs/distillation/makers.ipynb #e6f9aca7
-PAGES = {"minimax": "minimax", "igd": "influence"}  # reference -> page of the chapter
+PAGES = {"minimax": "minimax", "igd": "influence", "latent-dm": "latent_dm"}  # to a page
 
 
 def method_of(
