@@ -6,12 +6,13 @@
 __all__ = ['SOURCE_HELP', 'SEEDS', 'PresetName', 'PrototypeMethod', 'GUIDED', 'WINDOWED', 'KERNELS', 'PLANES', 'REFERENCES',
            'ENGINE', 'DEFAULTS', 'PRESETS', 'GUIDANCE_SCALES', 'REQUIREMENTS', 'IGNORED', 'TaskSettings',
            'PrototypeSettings', 'GuidanceSettings', 'SamplerSettings', 'NeighborSettings', 'ProjectionSettings',
-           'ReferenceSettings', 'ComputeSettings', 'DistillConfig', 'data_name', 'preset_values', 'check_together',
-           'check_numbers', 'check_prototypes', 'check_unread', 'filled_in', 'resolve', 'guidance_settings',
-           'tell_settings', 'same_run']
+           'ReferenceSettings', 'ComputeSettings', 'DistillConfig', 'holds_flow', 'data_name', 'preset_values',
+           'check_together', 'check_flow', 'check_numbers', 'check_prototypes', 'check_unread', 'filled_in', 'resolve',
+           'guidance_settings', 'tell_settings', 'same_run']
 
 # %% ../../nbs/config/presets.ipynb #def8f020
 import dataclasses
+import json
 import os
 from dataclasses import dataclass
 from typing import Literal, Optional, Union
@@ -60,6 +61,10 @@ class TaskSettings:
     prompt: Optional[str] = setting(
         None, "Prompt of a class, with {name} in it, for a backbone that reads prompts (by "
         "default: a photo of a {name}).")
+    vae: Optional[str] = setting(
+        None, "Another autoencoder with the same latents, in place of the backbone's own: a folder "
+        "in diffusers layout, or a hub id such as stabilityai/sd-vae-ft-ema.",
+        changes_images=False)
     preset: PresetName = setting(
         "manifoldgd", "The method: where all settings below come from, unless given.")
     ipc: int = setting(10, "Images per class.", at_least=1, at_most=100_000)
@@ -130,8 +135,9 @@ class GuidanceSettings:
 class SamplerSettings:
     "How the diffusion model is sampled."
 
-    scheduler: Optional[Literal["ddim", "ddpm", "dpm++", "unipc", "euler"]] = method_setting(
-        "ddpm", "Sampler.")
+    scheduler: Optional[Literal[
+        "ddim", "ddpm", "dpm++", "unipc", "euler", "flow-euler"]] = method_setting(
+        "ddpm", "Sampler (flow-euler for flow models, for which it is the default).")
     num_inference_steps: Optional[int] = method_setting(
         50, "Denoising steps.", at_least=1, at_most=1000)
     guidance_scale: Optional[float] = method_setting(
@@ -235,7 +241,7 @@ class ReferenceSettings:
         1000, "Steps of latents down the matching loss, each with a random network.", at_least=1,
         read_by=("latent-dm",))
     match_rate: Optional[float] = method_setting(
-        .1, "Learning rate of the latents.", at_least=0, read_by=("latent-dm",))
+        .01, "Learning rate of the latents.", at_least=0, read_by=("latent-dm",))
     match_images: Optional[int] = method_setting(
         256, "Real images of a class in a step (at most the class).", at_least=1,
         read_by=("latent-dm",))
@@ -369,6 +375,19 @@ PRESETS = {
     },
 }
 
+# %% ../../nbs/config/presets.ipynb #db270b70
+def holds_flow(
+    backbone: str,  # as `--backbone` takes it
+) -> bool:
+    "Tell whether a backbone is a folder with a flow model."
+    path = os.path.join(backbone, "scheduler", "scheduler_config.json")
+    try:
+        with open(path, encoding="utf8") as file:
+            config = json.load(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and str(config.get("_class_name")).startswith("FlowMatch")
+
 # %% ../../nbs/config/presets.ipynb #5e771a05
 GUIDANCE_SCALES = {"digits": 2.}
 
@@ -388,9 +407,12 @@ def preset_values(
     name = data_name(config.data)
     method = {f.name: f.metadata["default"] for f in dataclasses.fields(config)
               if f.default is None}
-    scale = GUIDANCE_SCALES.get(config.backbone, DEFAULTS["guidance_scale"])
-    out = f"runs/{name}-{config.preset}-ipc{config.ipc}-seed{config.seed}"
-    return method | {"guidance_scale": scale, "out": out} | PRESETS[config.preset]
+    of_model = {
+        "guidance_scale": GUIDANCE_SCALES.get(config.backbone, DEFAULTS["guidance_scale"]),
+        "scheduler": "flow-euler" if holds_flow(config.backbone) else DEFAULTS["scheduler"],
+        "out": f"runs/{name}-{config.preset}-ipc{config.ipc}-seed{config.seed}",
+    }
+    return method | of_model | PRESETS[config.preset]
 
 # %% ../../nbs/config/presets.ipynb #5e771a06
 REQUIREMENTS = (
@@ -419,6 +441,22 @@ def check_together(
                 words = " or ".join(map(repr, allowed))
                 raise InputError(f"Expected `{name}` to be {words} with {given}, "
                                  f"but got {getattr(config, name)!r}.")
+
+# %% ../../nbs/config/presets.ipynb #645dbe87
+def check_flow(
+    config: DistillConfig,  # with every setting filled in
+):
+    "Raise an `InputError` for what a flow model cannot do."
+    if config.images != "sample" or not holds_flow(config.backbone):
+        return
+    if config.apply == "mean" and config.guidance != "none":
+        raise InputError(
+            f"Expected a guidance by the score with the flow model {config.backbone}, but "
+            f"`preset={config.preset!r}` moves the mean of a DDPM step (`apply='mean'`), which a "
+            "flow does not have.")
+    if config.scheduler != "flow-euler":
+        raise InputError("Expected `scheduler` to be 'flow-euler' with the flow model "
+                         f"{config.backbone}, but got {config.scheduler!r}.")
 
 # %% ../../nbs/config/presets.ipynb #5e771a08
 def check_numbers(
@@ -487,7 +525,7 @@ def resolve(
     expect_one_of("preset", config.preset, PRESETS)
     check_config(config)
     config = filled_in(config)
-    for check in (check_numbers, check_together, check_prototypes, check_unread):
+    for check in (check_flow, check_numbers, check_together, check_prototypes, check_unread):
         check(config)
     return config
 

@@ -63,6 +63,7 @@ from manifoldgd.distillation.runs import (
 from .units import Moments, plan
 from ..errors import InputError, expect_between, shortened
 from ..prototypes.cache import Choice, cached_prototypes, prototype_file
+from ..sampling.schedulers import check_sampler
 
 # %% ../../nbs/distillation/distill.ipynb #c4000002
 @dataclass
@@ -91,10 +92,11 @@ def open_inputs(
     warn_of_imbalance(data)
     if config.images == "real" and config.prototypes == "random":
         return Inputs(data, None, [None] * len(data.classes))
-    backbone = open_backbone(config.backbone, config.prompt)
+    backbone = open_backbone(config.backbone, config.prompt, config.vae)
     if config.images == "sample":
         steps = backbone.scheduler.config.num_train_timesteps
         expect_between("num_inference_steps", config.num_inference_steps, 1, steps)
+        check_sampler(config.scheduler, backbone)
     labels = backbone.conditions(data.classes)
     warn_of_overlap(named_of(source), backbone.null_label)
     data.classes = data.classes.with_conditions(labels)
@@ -158,7 +160,9 @@ def open_session(
     run, inputs = RunFolder(Path(config.out)), open_inputs(config)
     check_ipc(config, inputs.data)
     prints = class_fingerprints(inputs.data, progress)
-    wanted = new_manifest(config, inputs.data, inputs.labels, inputs.fingerprints(prints))
+    licence = inputs.backbone.licence if inputs.backbone else "none"
+    wanted = new_manifest(
+        config, inputs.data, inputs.labels, inputs.fingerprints(prints), licence)
     manifest = run.claim(wanted | {"threads": threads})
     jobs = plan(inputs.data.classes, config.ipc)
     units = method_of(config).cut(jobs, config.batch_size)

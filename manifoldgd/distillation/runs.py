@@ -78,6 +78,7 @@ def new_manifest(
     data: ImageData,
     labels: list,  # the backbone's label of each class
     fingerprints: tuple,  # of the data and the backbone
+    licence: str = "none",  # of the backbone's weights
 ) -> dict:
     "Describe a run that is about to begin."
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
@@ -86,6 +87,7 @@ def new_manifest(
         "classes": ClassMap(data.classes).with_conditions(labels).rows(),
         "data_fingerprint": fingerprints[0],
         "backbone_fingerprint": fingerprints[1],
+        "backbone_licence": licence,
         "skipped": [{"file": file, "reason": reason} for file, reason in data.skipped],
         "versions": versions,
         "commit": git_commit(),
