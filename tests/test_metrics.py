@@ -20,7 +20,7 @@ from manifoldgd.evaluation.measurement import (
     KEY,
     choose_source,
     measure_runs,
-    open_runs,
+    open_measured,
     read_metrics,
 )
 from manifoldgd.evaluation.metrics import off_manifold
@@ -106,13 +106,13 @@ def test_one_draw_has_no_spread(config, draws):
 
 
 def test_no_run():
-    with pytest.raises(InputError, match="Expected the folder of at least one run, but got none"):
+    with pytest.raises(InputError, match="Expected at least one set, but got none"):
         measure_runs(MetricsConfig(()))
 
 
 def test_a_folder_without_a_run(config, folder):
-    with pytest.raises(InputError, match="has no manifest.json"):
-        measure_runs(replace(config, runs=(str(folder / "nothing"),)))
+    with pytest.raises(InputError, match="to be a set: a run, a folder of class folders"):
+        measure_runs(replace(config, sets=(str(folder / "nothing"),)))
 
 
 def test_runs_of_two_datasets(config, folder, runs):
@@ -120,9 +120,9 @@ def test_runs_of_two_datasets(config, folder, runs):
         data=f"{runs[0]}/images", preset="random", ipc=1, out=str(folder / "other"), device="cpu"
     )
     other = str(distill(settings, progress=False))
-    with pytest.raises(InputError, match="Expected runs of one dataset, but got .+, digits"):
-        open_runs(replace(config, runs=(runs[0], other)))
-    opened, data, labels = open_runs(replace(config, runs=(runs[0], other), data="digits"))
+    with pytest.raises(InputError, match="Expected sets of one dataset, but got .+, digits"):
+        open_measured(replace(config, sets=(runs[0], other)))
+    opened, data, labels = open_measured(replace(config, sets=(runs[0], other), data="digits"))
     assert [len(opened), len(data)] == [2, 1077]
     assert [numbers.tolist() for numbers in labels] == [list(range(10))] * 2
 
@@ -132,12 +132,12 @@ def test_real_data_of_other_classes(config, tmp_path):
         (tmp_path / name).mkdir()
         Image.new("L", (8, 8)).save(tmp_path / name / "0.png")
     with pytest.raises(InputError, match="real images of the classes .* differ in .*cat, dog"):
-        open_runs(replace(config, data=str(tmp_path)))
+        open_measured(replace(config, data=str(tmp_path)))
 
 
 def test_a_run_is_opened_once(config, runs):
-    opened, _, _ = open_runs(replace(config, runs=(runs[0], runs[0] + "/", runs[1])))
-    assert [run.folder for run in opened] == list(runs)
+    opened, _, _ = open_measured(replace(config, sets=(runs[0], runs[0] + "/", runs[1])))
+    assert [judged.place for judged in opened] == list(runs)
 
 
 def test_latents_without_a_backbone(config):
@@ -172,7 +172,7 @@ def test_rows_are_replaced_and_others_stay(config):
     assert rows[rows.metric.isin(["div", "hull"])].value.isna().all()
     assert set(rows.latents) == {""} and set(rows.scheduler) == {""}
 
-    one = replace(config, runs=config.runs[:1])
+    one = replace(config, sets=config.sets[:1])
     measure_runs(one, Brightness(), progress=False)
     again = measure_runs(one, brightness, progress=False)
     pd.testing.assert_frame_equal(again, rows[:9])

@@ -4,11 +4,13 @@ import dataclasses
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import SLOW
+from diffusers import FlowMatchEulerDiscreteScheduler
 from test_distillation import contents, lab  # noqa: F401
 
 from manifoldgd.backbones.backbone import tiny_backbone
@@ -20,6 +22,7 @@ from manifoldgd.references.minimax import (
     Tuned,
     average_decay,
     expect_labels,
+    expect_noise,
     fine_tune,
     memory_terms,
     minimax_loss,
@@ -175,10 +178,13 @@ def test_kept_weights_that_were_damaged_are_made_again(lab):  # noqa: F811
     assert path.read_bytes() == whole
 
 
-def test_a_backbone_without_noise_levels_is_refused():
-    flow = dataclasses.replace(tiny_backbone(), scheduler=object())
-    with pytest.raises(InputError, match="that predicts noise, .* but got 'tiny'"):
-        expect_labels(flow)
+def test_a_backbone_of_another_kind_is_refused():
+    flow = dataclasses.replace(tiny_backbone(), scheduler=FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(InputError, match="for `reference='igd'`, but 'tiny' predicts no noise"):
+        expect_noise(flow, "igd")
+    prompted = SimpleNamespace(name="sd")
+    with pytest.raises(InputError, match="with class labels, such as a DiT, .* 'sd' has none"):
+        expect_labels(prompted)
 
 
 @pytest.mark.skipif(not SLOW, reason="two processes start")

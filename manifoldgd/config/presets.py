@@ -357,6 +357,7 @@ PRESETS = {
         "prototypes": "none",
         "guidance": "none",
         "strength": 0.,
+        "cfg_channels": 3,
         "reference": "minimax",
     },
     "igd": {
@@ -364,6 +365,7 @@ PRESETS = {
         "guidance": "none",
         "strength": 0.,
         "start": .2,
+        "cfg_channels": 3,
         "reference": "igd",
     },
     "latent-dm": {

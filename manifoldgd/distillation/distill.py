@@ -33,7 +33,7 @@ from manifoldgd.backbones.latents import (
     name_shards,
 )
 from ..config.presets import DistillConfig, resolve
-from ..core import Remembered, cache_folder, pick_device, progress_bar
+from ..core import Remembered, cache_folder, keep_memory, pick_device, progress_bar
 from manifoldgd.data.images import (
     ImageData,
     class_fingerprints,
@@ -197,6 +197,8 @@ def gather(
 ) -> Materials:
     "Encode the data and choose the prototypes, if there is a need."
     config, inputs = session.config, session.inputs
+    if inputs.backbone and inputs.backbone.device.type == "cpu":
+        keep_memory()  # every step asks for the same again
     workers = None if config.workers == "auto" else config.workers
     bank = prototypes = None
     if needs_latents(session):

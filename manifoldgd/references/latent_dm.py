@@ -8,7 +8,6 @@ __all__ = ['WIDTH', 'KINDS', 'METHOD', 'matching_loss', 'random_network', 'recol
 
 # %% ../../nbs/references/latent_dm.ipynb #b1027750
 import math
-from itertools import groupby
 
 import torch
 from torch import nn
@@ -25,7 +24,8 @@ from manifoldgd.distillation.makers import (
     points_of,
     prototype_facts,
 )
-from ..distillation.units import Batch, Job, Moments, Unit
+from ..distillation.units import Batch, Job, Moments
+from .influence import cut_by_class
 from ..students.networks import ConvNet
 from ..students.training import GLOBAL_GENERATOR
 from ..students.views import affine_views
@@ -202,8 +202,7 @@ class LatentMatching(ReferenceMethod):
 
     def cut(self, jobs: list, size: int) -> list:  # of `Job`, unused -> of `Unit`
         "Cut a plan by class."
-        parts = [tuple(own) for _, own in groupby(jobs, key=lambda job: job.c)]
-        return [Unit(number, part) for number, part in enumerate(parts)]
+        return cut_by_class(jobs)
 
     def maker(self, materials: Materials) -> MatchedImages:
         "Make the maker."

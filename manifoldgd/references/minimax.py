@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BATCH', 'LABEL_DROPOUT', 'LEARNING_RATE', 'SETTINGS', 'METHOD', 'cosines', 'representative_term', 'diverse_term',
            'Memories', 'memory_terms', 'tuned_names', 'Tuned', 'NoisyBatch', 'noise_batch', 'minimax_loss',
-           'average_decay', 'fine_tune', 'key_of', 'kept_file', 'make_kept', 'with_kept', 'expect_labels', 'MinMaxDiff']
+           'average_decay', 'fine_tune', 'key_of', 'kept_file', 'make_kept', 'with_kept', 'expect_noise',
+           'expect_labels', 'MinMaxDiff']
 
 # %% ../../nbs/references/minimax.ipynb #1e0f1310
 import copy
@@ -277,14 +278,24 @@ def with_kept(
     return dataclasses.replace(backbone, transformer=denoiser.to(backbone.device))
 
 # %% ../../nbs/references/minimax.ipynb #c3c154b7
+def expect_noise(
+    backbone: Backbone,
+    reference: str,  # the name of the preset
+):
+    "Raise an `InputError` unless a backbone predicts the noise of a diffusion."
+    told = backbone.scheduler.config.get("prediction_type", "no noise")
+    if told != "epsilon":
+        raise InputError(f"Expected a backbone that predicts noise for `reference={reference!r}`, "
+                         f"but {backbone.name!r} predicts {told}.")
+
+
 def expect_labels(
     backbone: Backbone,
 ):
-    "Raise an `InputError` for a backbone that is told prompts, or predicts no noise."
-    schedule = getattr(backbone.scheduler, "alphas_cumprod", None)
-    if not isinstance(backbone, Backbone) or schedule is None:
-        raise InputError("Expected a backbone with class labels that predicts noise, such as a "
-                         f"DiT, for `reference='minimax'`, but got {backbone.name!r}.")
+    "Raise an `InputError` for a backbone that is told prompts."
+    if not isinstance(backbone, Backbone):
+        raise InputError("Expected a backbone with class labels, such as a DiT, for "
+                         f"`reference='minimax'`, but {backbone.name!r} has none.")
 
 
 class MinMaxDiff(ReferenceMethod):
@@ -300,6 +311,7 @@ class MinMaxDiff(ReferenceMethod):
     def prepare(self, materials: Materials, progress: bool = False):
         "Fine-tune the denoiser, unless that was done."
         expect_labels(materials.backbone)
+        expect_noise(materials.backbone, "minimax")
         key, bank = key_of(materials), materials.bank
 
         def tune(folder):
