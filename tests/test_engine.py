@@ -298,20 +298,6 @@ def test_a_machine_that_is_lost_changes_nothing(lab, cluster, monkeypatch):
     assert rows[0] | {"seconds": 0} == pytest.approx(rows[1] | {"seconds": 0}, nan_ok=True)
 
 
-@pytest.mark.skipif(not SLOW, reason="starting Ray takes ten seconds: SLOW=1")
-def test_workers_share_a_gpu():
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'manifoldgd[ray]'")
-    ray.init(num_cpus=1, num_gpus=1, include_dashboard=False, object_store_memory=80_000_000,
-             log_to_driver=False, logging_level="error")
-    try:
-        with open_engine("ray", 2) as engine:  # the GPU is Ray's bookkeeping, no machine has it
-            seen = list(engine.map(os.getenv, ["CUDA_VISIBLE_DEVICES"] * 4))
-            workers = len(engine.idle)
-    finally:
-        ray.shutdown()
-    assert workers == 2
-    assert {value for _, value in seen} == {"0"}
-
 
 # A dry run
 
