@@ -846,6 +846,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/manifoldgd', 'doc_host': '
                                                                                                 'manifoldgd/distillation/engine.py'),
                                                 'manifoldgd.distillation.engine.process_context': ( 'distillation/engine.html#process_context',
                                                                                                     'manifoldgd/distillation/engine.py'),
+                                                'manifoldgd.distillation.engine.ray_share': ( 'distillation/engine.html#ray_share',
+                                                                                              'manifoldgd/distillation/engine.py'),
                                                 'manifoldgd.distillation.engine.run_units': ( 'distillation/engine.html#run_units',
                                                                                               'manifoldgd/distillation/engine.py'),
                                                 'manifoldgd.distillation.engine.serve': ( 'distillation/engine.html#serve',
