@@ -7,8 +7,8 @@ __all__ = ['SOURCE_HELP', 'SEEDS', 'PresetName', 'PrototypeMethod', 'GUIDED', 'W
            'ENGINE', 'DEFAULTS', 'PRESETS', 'GUIDANCE_SCALES', 'REQUIREMENTS', 'WINDOWS', 'IGNORED', 'TaskSettings',
            'PrototypeSettings', 'GuidanceSettings', 'SamplerSettings', 'NeighborSettings', 'ProjectionSettings',
            'ReferenceSettings', 'ComputeSettings', 'DistillConfig', 'holds_flow', 'data_name', 'preset_values',
-           'check_together', 'check_flow', 'check_numbers', 'check_prototypes', 'readers_of', 'check_unread',
-           'filled_in', 'resolve', 'guidance_settings', 'tell_settings', 'same_run']
+           'check_together', 'check_flow', 'check_numbers', 'check_prototypes', 'readers_of', 'is_read_by_method',
+           'check_unread', 'filled_in', 'resolve', 'guidance_settings', 'tell_settings', 'same_run']
 
 # %% ../../nbs/config/presets.ipynb #def8f020
 import dataclasses
@@ -475,17 +475,26 @@ def readers_of(
     "Name what reads settings: a guidance, its planes, a reference."
     return {guidance, reference} | ({planes} if guidance == "manifold" else set())
 
+# %% ../../nbs/config/presets.ipynb #1060a76a
+def is_read_by_method(
+    field: dataclasses.Field,  # a setting
+    config: DistillConfig,  # with every setting filled in
+) -> bool:
+    "Tell whether the chosen guidance or reference reads a setting, or nobody is named for it."
+    readers = field.metadata["read_by"]
+    reading = readers_of(config.guidance, config.planes, config.reference)
+    return readers is None or bool(reading & set(readers))
+
 # %% ../../nbs/config/presets.ipynb #5e771a09
 def check_unread(
     config: DistillConfig,  # with every setting filled in
 ):
     "Raise an `InputError` for a changed setting that the chosen method does not read."
     expected = preset_values(config)
-    reading = readers_of(config.guidance, config.planes, config.reference)
     for f in sorted(dataclasses.fields(config), key=lambda f: f.name):
-        readers = f.metadata["read_by"] or ()
         value = getattr(config, f.name)
-        if readers and not reading & set(readers) and value != expected[f.name]:
+        if not is_read_by_method(f, config) and value != expected[f.name]:
+            readers = f.metadata["read_by"]
             chosen = "reference" if set(readers) <= set(REFERENCES) else "guidance"
             if config.guidance == "manifold" and "neighbors" in readers:
                 chosen = "planes"
