@@ -144,7 +144,7 @@ class PushRule:
     name = "mean"
 
     def change_output(self, output, g, step):  # (B, ...), (B, D), Step -> (B, ...)
-        "Leave the model's prediction."
+        "Leave what the model says."
         return output
 
     def push(self, g, step):  # (B, D), Step -> (B, D)
