@@ -40,6 +40,7 @@ SOURCE_HELP = {  # where images come from: the same for every command that reads
 SEEDS = 2**63 - 1  # the largest, as tables and generators hold it
 PresetName = Literal[
     "manifoldgd", "paper", "released", "mgd", "dit", "decoded", "random", "minimax", "igd",
+    "latent-dm", "d4m", "herding", "kcenter",
 ]
 
 
@@ -76,8 +77,9 @@ class TaskSettings:
 
 # %% ../../nbs/config/presets.ipynb #5e771a13
 PrototypeMethod = Literal[
-    "levels", "leaves", "kmeans", "gmm", "agglomerative-ward", "agglomerative-average",
-    "agglomerative-complete", "agglomerative-single", "herding", "kcenter", "random", "none",
+    "levels", "leaves", "kmeans", "minibatch-kmeans", "gmm", "agglomerative-ward",
+    "agglomerative-average", "agglomerative-complete", "agglomerative-single", "herding", "kcenter",
+    "random", "none",
 ]
 
 
@@ -152,6 +154,9 @@ class SamplerSettings:
         4., "Scale of the classifier-free guidance (for the embedded backbone, 2).", at_least=0)
     cfg_channels: Optional[Union[int, Literal["all"]]] = method_setting(
         "all", "The first latent channels that the classifier-free guidance acts on.", at_least=1)
+    begin: Optional[float] = method_setting(
+        1., "Share of the steps that are taken: below 1, sampling begins at the noised prototype; "
+        "1: at pure noise.", at_least=0, at_most=1)
     cfg_start: float = setting(
         0., "Classifier-free guidance starts after this share of the steps.", at_least=0,
         at_most=1)
@@ -213,16 +218,17 @@ class ProjectionSettings:
         at_least=1e-6, read_by=("released",))
 
 # %% ../../nbs/config/presets.ipynb #cd4b57c5
-REFERENCES = ("minimax", "igd")
+REFERENCES = ("minimax", "igd", "latent-dm")
 
 
 @dataclass(frozen=True)
 class ReferenceSettings:
     "Which reference makes the images, and what it reads."
 
-    reference: Optional[Literal["none", "minimax", "igd"]] = method_setting(
-        "none", "Another method that makes the images: MinMaxDiff (it fine-tunes the denoiser), or "
-        "influence-guided diffusion (it guides by the gradients of a classifier).")
+    reference: Optional[Literal["none", "minimax", "igd", "latent-dm"]] = method_setting(
+        "none", "Another method that makes the images: MinMaxDiff (it fine-tunes the denoiser), "
+        "influence-guided diffusion (it guides by the gradients of a classifier), or distribution "
+        "matching of latents (it moves prototypes before they are decoded).")
     tune_epochs: Optional[int] = method_setting(
         8, "Passes over the real latents, by which the denoiser is fine-tuned.", at_least=1,
         read_by=("minimax",))
@@ -244,6 +250,14 @@ class ReferenceSettings:
     gradient_images: Optional[int] = method_setting(
         80, "Real images of a class over which the classifier's gradients are averaged.",
         at_least=1, read_by=("igd",))
+    match_steps: Optional[int] = method_setting(
+        1000, "Steps of latents down the matching loss, each with a random network.", at_least=1,
+        read_by=("latent-dm",))
+    match_rate: Optional[float] = method_setting(
+        .01, "Learning rate of the latents.", at_least=0, read_by=("latent-dm",))
+    match_images: Optional[int] = method_setting(
+        256, "Real images of a class in a step (at most the class).", at_least=1,
+        read_by=("latent-dm",))
 
 # %% ../../nbs/config/presets.ipynb #5e771a1d
 ENGINE = (  # the help of every `--engine`
@@ -334,6 +348,24 @@ PRESETS = {
         "guidance": "none",
         "strength": 0.,
     },
+    "d4m": {
+        "prototypes": "minibatch-kmeans",
+        "guidance": "none",
+        "strength": 0.,
+        "begin": .7,
+    },
+    "herding": {
+        "images": "real",
+        "prototypes": "herding",
+        "guidance": "none",
+        "strength": 0.,
+    },
+    "kcenter": {
+        "images": "real",
+        "prototypes": "kcenter",
+        "guidance": "none",
+        "strength": 0.,
+    },
     "minimax": {
         "prototypes": "none",
         "guidance": "none",
@@ -348,6 +380,13 @@ PRESETS = {
         "start": .2,
         "cfg_channels": 3,
         "reference": "igd",
+    },
+    "latent-dm": {
+        "images": "decode",
+        "prototypes": "random",
+        "guidance": "none",
+        "strength": 0.,
+        "reference": "latent-dm",
     },
 }
 
@@ -394,8 +433,12 @@ def preset_values(
 REQUIREMENTS = (
     ({"apply": "mean"}, {"scheduler": ("ddpm",)}),
     ({"space": "xt"}, {"kernel": ("rbf",)}),
+    ({"images": "decode"}, {"begin": (1.,)}),
+    ({"images": "real"}, {"begin": (1.,)}),
     ({"guidance": "released"}, {"apply": ("mean",), "space": ("x0",), "kernel": ("rbf",)}),
-    ({"reference": "minimax"}, {"images": ("sample",)}),
+    ({"reference": "minimax"}, {"images": ("sample",), "begin": (1.,)}),
+    ({"reference": "latent-dm"}, {"images": ("decode",), "guidance": ("none",)}),
+    ({"reference": "igd"}, {"begin": (1.,)}),
     ({"reference": "igd"}, {"images": ("sample",), "guidance": ("none",), "scheduler": ("ddpm",)}),
 )
 
@@ -460,8 +503,9 @@ def check_prototypes(
     config: DistillConfig,  # with every setting filled in
 ):
     "Raise an `InputError` if prototypes are needed and none are chosen."
-    needed_for = [f"`{name}={getattr(config, name)!r}`" for name, without in
-                  (("guidance", "none"), ("images", "sample")) if getattr(config, name) != without]
+    needs_none = (("guidance", "none"), ("images", "sample"), ("begin", 1.))
+    needed_for = [f"`{name}={getattr(config, name)!r}`" for name, without in needs_none
+                  if getattr(config, name) != without]
     if needed_for and config.prototypes == "none":
         raise InputError(f"Expected `prototypes` to be chosen for {' and '.join(needed_for)}, "
                          "but got 'none'.")
@@ -475,7 +519,7 @@ def readers_of(
     "Name what reads settings: a guidance, its planes, a reference."
     return {guidance, reference} | ({planes} if guidance == "manifold" else set())
 
-# %% ../../nbs/config/presets.ipynb #1060a76a
+
 def is_read_by_method(
     field: dataclasses.Field,  # a setting
     config: DistillConfig,  # with every setting filled in
@@ -494,8 +538,8 @@ def check_unread(
     for f in sorted(dataclasses.fields(config), key=lambda f: f.name):
         value = getattr(config, f.name)
         if not is_read_by_method(f, config) and value != expected[f.name]:
-            readers = f.metadata["read_by"]
-            chosen = "reference" if set(readers) <= set(REFERENCES) else "guidance"
+            readers = set(f.metadata["read_by"])
+            chosen = "reference" if readers <= set(REFERENCES) else "guidance"
             if config.guidance == "manifold" and "neighbors" in readers:
                 chosen = "planes"
             raise InputError(f"Expected `{f.name}` not to be given with "

@@ -16,7 +16,7 @@ from importlib import import_module
 import torch
 
 from ..backbones.backbone import Backbone
-from ..backbones.latents import LatentBank, crop_of, decode
+from ..backbones.latents import LatentBank, decode
 from ..config.presets import DistillConfig, guidance_settings
 from ..core import draw_noise, image_generator, to_pil, to_points
 from ..data.images import ImageData
@@ -31,7 +31,7 @@ from ..guidance.released import ReleasedGuidance
 from ..sampling.loop import NotFinite, sample
 from ..sampling.networks import prepare_networks
 from ..sampling.pipeline import noise_model
-from ..sampling.schedulers import make_scheduler
+from ..sampling.schedulers import first_step, make_scheduler
 from ..sampling.trace import trace_table
 
 # %% ../../nbs/distillation/makers.ipynb #b3000007
@@ -112,24 +112,26 @@ class NearestImages:
     bank: LatentBank
     backbone: Backbone
     prototypes: list  # of `Prototypes`, one per class
+    found: dict = field(default_factory=dict)  # job -> number of its image
     ticks = 1  # of a progress bar, for a batch
 
     def nearest(self, job: Job) -> int:
         "The number of the nearest image of the class."
-        latents = to_points(self.bank.of_class(job.c))
-        distances = (latents - points_of(self.prototypes, [job])).norm(dim=1)
-        return self.data.of_class(job.c)[distances.argmin()].item()
+        if job not in self.found:
+            latents = to_points(self.bank.of_class(job.c))
+            distances = (latents - points_of(self.prototypes, [job])).norm(dim=1)
+            self.found[job] = self.data.of_class(job.c)[distances.argmin()].item()
+        return self.found[job]
 
     def make(self, jobs: list, after_step: Callable = None) -> Batch:
-        "Copy the nearest images of some jobs, at the backbone's size."
-        numbers = [self.nearest(job) for job in jobs]
-        size, channels = self.backbone.image_size, self.backbone.channels
-        crop = crop_of(self.backbone)
-        return Batch(to_pil(self.data.images(numbers, size, channels, crop)))
+        "Copy the nearest images of some jobs, gray where the backbone's are."
+        mode = "L" if self.backbone.channels == 1 else "RGB"
+        return Batch([self.data.open(self.nearest(job)).convert(mode) for job in jobs])
 
     def facts(self, job: Job) -> dict:
-        "Name the prototype."
-        return prototype_facts(self.prototypes, job)
+        "Name the prototype, and the image that was copied."
+        source = {"source": self.data.files[self.nearest(job)]}
+        return prototype_facts(self.prototypes, job) | source
 
 # %% ../../nbs/distillation/makers.ipynb #b300000e
 def make_guidance(
@@ -202,8 +204,9 @@ class SampledImages:
 
     @property
     def ticks(self) -> int:
-        "Of a progress bar, for a batch: one for each step."
-        return self.config.num_inference_steps
+        "Of a progress bar, for a batch: one for each step that is taken."
+        count = self.config.num_inference_steps
+        return count - first_step(count, self.config.begin)
 
     def make(self, jobs: list, after_step: Callable = None) -> Batch:
         "Sample and decode the images of some jobs."
@@ -281,10 +284,14 @@ def sample_jobs(
     cfg = (config.guidance_scale, config.cfg_channels, config.cfg_start, config.cfg_stop)
     eps_model = noise_model(backbone, conditions, *cfg)
     noise = draw_noise(backbone.latent_shape, own, backbone.device)
+    clean = None
+    if config.begin < 1:
+        clean = points_of(maker.prototypes, jobs).reshape(noise.shape).to(noise)
     scheduler = make_scheduler(config.scheduler, backbone)
     with naming_lost(jobs):
         return sample(eps_model, noise, scheduler, maker.guidance(jobs),
-                      config.num_inference_steps, own, after_step, config.trace)
+                      config.num_inference_steps, own, after_step, config.trace,
+                      config.begin, clean)
 
 # %% ../../nbs/distillation/makers.ipynb #0c615a75
 @dataclass(frozen=True)
@@ -320,7 +327,7 @@ class ReferenceMethod:
         raise NotImplementedError
 
 # %% ../../nbs/distillation/makers.ipynb #e6f9aca7
-PAGES = {"minimax": "minimax", "igd": "influence"}  # reference -> page of the chapter
+PAGES = {"minimax": "minimax", "igd": "influence", "latent-dm": "latent_dm"}  # to a page
 
 
 def method_of(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORGETTING', 'KEEPING', 'learns_variance', 'split_output', 'model_of_step', 'clean_sample', 'step_levels',
-           'signal_and_noise', 'ask_model', 'ask_with_jacobian', 'describe_step', 'check_inputs', 'warn_of_blow_up',
-           'NotFinite', 'not_finite', 'Watch', 'sample']
+           'signal_and_noise', 'ask_model', 'ask_with_jacobian', 'describe_step', 'check_inputs', 'check_start',
+           'starting_samples', 'warn_of_blow_up', 'NotFinite', 'not_finite', 'Watch', 'sample']
 
 # %% ../../nbs/sampling/loop.ipynb #ea39ab1a
 import inspect
@@ -21,7 +21,9 @@ from ..errors import InputError, expect_between
 from ..guidance.guidance import Guidance, NoGuidance, Step, log_snr
 from manifoldgd.sampling.schedulers import (
     check_scheduler,
+    first_step,
     noise_levels,
+    noised,
     scales,
     score_move,
     set_steps,
@@ -163,6 +165,36 @@ def check_inputs(
         raise InputError(f"Expected prototypes of {dim} numbers, as the samples have, "
                          f"but got {made_for[1]}.")
 
+# %% ../../nbs/sampling/loop.ipynb #75a1e27a
+def check_start(
+    latents: torch.Tensor,  # (N, ...) noise
+    begin: float,  # share of the steps that is taken
+    clean: torch.Tensor,  # (N, ...) clean samples, or None
+):
+    "Raise an `InputError` for a start that does not fit."
+    expect_between("begin", begin, 0, 1)
+    found = None if clean is None else tuple(clean.shape)
+    wanted = None if begin == 1 else tuple(latents.shape)
+    if found != wanted:
+        raise InputError(f"Expected `clean` of shape {wanted} with `begin={begin:g}`, "
+                         f"but got {found}.")
+
+# %% ../../nbs/sampling/loop.ipynb #f669fdd6
+def starting_samples(
+    scheduler,  # of diffusers, its timesteps set
+    latents: torch.Tensor,  # (N, ...) noise
+    begin: float,  # share of the steps that is taken
+    clean: torch.Tensor,  # (N, ...) clean samples; None with `begin=1`
+) -> tuple:  # samples (N, ...) to begin at, and the number of the first step
+    "Make the samples that the first step is taken from."
+    if begin == 1:
+        return latents * getattr(scheduler, "init_noise_sigma", 1.), 0  # a flow has none
+    count = len(scheduler.timesteps)
+    first = first_step(count, begin)
+    if first == count:
+        return clean, first
+    return noised(scheduler, clean, latents, first), first
+
 # %% ../../nbs/sampling/loop.ipynb #e200000a
 FORGETTING, KEEPING = 1., .2  # the largest harmless ratio with DDPM, and with the other samplers
 
@@ -259,18 +291,21 @@ def sample(
     generator=None,  # one `torch.Generator` per sample, or one for all, if the scheduler draws
     callback=None,  # given (index, t, samples, clean samples) after a step; may return samples
     trace: bool = False,  # record what the guidance did
+    begin: float = 1.,  # share of the steps that is taken; below 1 it begins at `clean`, noised
+    clean: torch.Tensor = None,  # (N, ...) clean samples to begin at
 ) -> tuple:  # samples (N, ...); one record per guided step, none unless asked for
     "Denoise samples step by step with a guidance."
     check_inputs(latents, scheduler, guidance, num_inference_steps)
+    check_start(latents, begin, clean)
     set_steps(scheduler, num_inference_steps)
     levels, times = step_levels(scheduler), scheduler.timesteps.to(latents.device)
     prediction = prediction_of(scheduler)
     learned, watch = learns_variance(scheduler), Watch(guidance, scheduler, trace)
     stochastic = "generator" in inspect.signature(scheduler.step).parameters
     draws = {"generator": generator} if stochastic else {}
-    x = latents * getattr(scheduler, "init_noise_sigma", 1.)  # a flow has none
+    x, first = starting_samples(scheduler, latents, begin, clean)
 
-    for i, t in enumerate(scheduler.timesteps):
+    for i, t in list(enumerate(scheduler.timesteps))[first:]:
         # The model: its prediction, and the clean sample it has in mind.
         x_t = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         model = model_of_step(eps_model, i, len(times))
