@@ -44,6 +44,11 @@ RELEASED = {"preset": "released"}
     (RELEASED | {"tangent_dim": "auto"}, "`tangent_dim` to be a number"),
     (RELEASED | {"anneal_steps": "all"}, "`anneal_steps` to be a number"),
     ({"guidance": "released"}, "with `guidance='released'`"),
+    ({"tune_epochs": 2}, "`tune_epochs` not to be given with `reference='none'`"),
+    ({"preset": "minimax", "influence": .1}, "`influence` not to be given with `reference='minim"),
+    ({"preset": "minimax", "stop": .4}, "`stop` not to be given with `guidance='none'`"),
+    ({"preset": "igd", "scheduler": "ddim"}, "`scheduler` to be 'ddpm' with `reference='igd'`"),
+    ({"preset": "igd", "guidance": "mode"}, "`guidance` to be 'none' with `reference='igd'`"),
 ])
 def test_settings_that_cannot_be_used(settings, words):
     with pytest.raises(InputError) as error:
