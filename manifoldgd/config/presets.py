@@ -16,6 +16,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal, Optional, Union
 
+from .recipes import RECIPES, with_recipe
 from .settings import check_config, defaults_of, method_setting, setting
 from ..errors import InputError, expect_between, expect_one_of
 
@@ -57,6 +58,9 @@ class TaskSettings:
     prompt: Optional[str] = setting(
         None, "Prompt of a class, with {name} in it, for a backbone that reads prompts (by "
         "default: a photo of a {name}).")
+    recipe: Optional[Literal[tuple(RECIPES)]] = setting(
+        None, "Data, backbone and start_depth of a table of the paper, unless given; with --show, "
+        "the commands of the whole table.", changes_images=False)
     preset: PresetName = setting(
         "manifoldgd", "The method: where all settings below come from, unless given.")
     ipc: int = setting(10, "Images per class.", at_least=1, at_most=100_000)
@@ -409,9 +413,10 @@ def check_unread(
 def resolve(
     config: DistillConfig,
 ) -> DistillConfig:  # with every setting filled in
-    "Fill in what the preset and the backbone decide, and check everything."
+    "Fill in what the recipe, the preset and the backbone decide, and check everything."
     expect_one_of("preset", config.preset, PRESETS)
     check_config(config)
+    config = with_recipe(config)
     left_out = {name: value for name, value in preset_values(config).items()
                 if getattr(config, name) is None}
     config = dataclasses.replace(config, **left_out)
