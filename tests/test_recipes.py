@@ -58,4 +58,4 @@ def test_the_commands_of_a_table_can_be_typed(options):
     assert evaluation.protocol == "hard-label-256"
     assert evaluation.students == ("ConvNet-6", "ResNetAP-10", "ResNet-18")
     own = resolve(DistillConfig(recipe="imagewoof", ipc=10, seed=0, **options)).out
-    assert evaluation.runs == (own,)
+    assert evaluation.sets == (own,)

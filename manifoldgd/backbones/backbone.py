@@ -27,6 +27,7 @@ from manifoldgd.backbones.checks import (
     missing_in_shards,
     quiet_diffusers,
 )
+from .licences import weights_licence
 from .predictions import level_at, prediction_of
 from ..core import Remembered, is_settled, packaged
 from ..data.classes import Names, backbone_names, split_names
@@ -84,6 +85,14 @@ class LatentModel:
         self.channels = vae.in_channels
         self.image_size = denoiser.sample_size * 2 ** (len(vae.block_out_channels) - 1)
         self.latent_shape = (denoiser.in_channels, denoiser.sample_size, denoiser.sample_size)
+
+    vae_name = ""  # where its autoencoder came from, if it is another than its own
+
+    @property
+    def licence(self) -> str:
+        "Under which licence the weights are, as far as it is known."
+        own = weights_licence(self.name)
+        return f"{own}; its VAE: {weights_licence(self.vae_name)}" if self.vae_name else own
 
     @property
     def prediction(self):  # one of `backbones.predictions`
@@ -293,7 +302,7 @@ def load_network(
     cls: type,  # of diffusers
     spec: str,  # of the backbone, for messages
     path: str,  # a folder, or a hub id
-    part: str,  # "vae" or "transformer"
+    part: str,  # its folder, such as "vae"; "" for an autoencoder alone
     **options,  # of `from_pretrained`
 ) -> torch.nn.Module:  # in eval mode, without gradients
     "Load a network, and make sure that it is wholly that of the file."
@@ -310,8 +319,9 @@ def load_network(
     )
     folder = backbone_folder(path)
     lacking = missing_in_shards(folder / part) if folder else []
-    check_tensors(spec, part, info | {"missing_keys": [*info["missing_keys"], *lacking]})
-    check_numbers(spec, part, model)
+    named = part or "vae"  # one that has a folder of its own
+    check_tensors(spec, named, info | {"missing_keys": [*info["missing_keys"], *lacking]})
+    check_numbers(spec, named, model)
     return model.eval().requires_grad_(False)
 
 # %% ../../nbs/backbones/backbone.ipynb #14e0865b
@@ -392,7 +402,7 @@ def fingerprint_of_files(
 ) -> str:
     "Look the fingerprint of a loaded backbone up, or compute and remember it."
     folder = backbone_folder(spec)
-    if folder is None:
+    if folder is None or backbone.vae_name:
         return backbone.fingerprint()
     paths = sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".bin"))
     facts = [file_facts(p, p.relative_to(folder).as_posix()) for p in paths]

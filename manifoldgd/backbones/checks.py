@@ -143,15 +143,20 @@ def check_vae(
     spec: str,  # of the backbone
     vae: dict,  # completed configuration
 ):
-    "Raise an `InputError` unless latents are scaled once, by a number, and not shifted."
+    "Raise an `InputError` unless latents are scaled and shifted by numbers, all alike."
     factor = vae["scaling_factor"]
     if not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
         raise InputError(f"Expected `scaling_factor` of the VAE of {spec} to be a finite number "
                          f"above 0, but got {factor!r}.")
-    for name in ("shift_factor", "latents_mean", "latents_std"):
+    shift = vae.get("shift_factor") or 0
+    if not isinstance(shift, (int, float)) or not abs(shift) < math.inf:
+        raise InputError(f"Expected `shift_factor` of the VAE of {spec} to be a finite number, "
+                         f"but got {shift!r}.")
+    for name in ("latents_mean", "latents_std"):
         if vae.get(name) not in (None, 0):
-            raise InputError(f"Expected latents that are not shifted, but the VAE of {spec} has "
-                             f"`{name}` {shortened([vae[name]])[:100]}, which is not supported.")
+            raise InputError(f"Expected latents that are all shifted alike, but the VAE of {spec} "
+                             f"has `{name}` {shortened([vae[name]])[:100]}, which is not "
+                             "supported.")
     channels = vae["in_channels"], vae["out_channels"]
     if channels not in ((1, 1), (3, 3)):
         raise InputError(f"Expected the VAE of {spec} to take and give images of 1 or 3 channels, "
