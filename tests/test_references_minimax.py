@@ -29,6 +29,8 @@ from manifoldgd.references.minimax import (
     noise_batch,
     tuned_names,
 )
+from manifoldgd.sharing.card import card_settings, describe_making
+from manifoldgd.sharing.origin import is_read
 
 
 def cosine(a, b):
@@ -149,6 +151,21 @@ def test_a_fine_tuning_that_was_stopped_ends_with_the_same_weights(setting, tmp_
 def test_the_average_keeps_the_share_of_the_papers(steps):
     kept = average_decay(steps) ** steps
     assert kept == pytest.approx(np.exp(12_000 * np.log(.9999)))
+
+
+def test_a_card_says_what_was_trained_and_what_was_read():
+    words = {"minimax": "fine-tuned on the real images", "igd": "classifier that was trained"}
+    for preset, word in words.items():
+        config = resolve(DistillConfig(preset=preset))
+        told, told_of = describe_making(config), set(card_settings(config))
+        assert word in told and "Nothing was trained" not in told
+        read = {f.name for f in dataclasses.fields(config)
+                if preset in (f.metadata["read_by"] or ())}
+        assert read | {"reference"} <= told_of
+        assert not told_of & {"strength", "n_neighbors"}
+        fields = {f.name: f for f in dataclasses.fields(config)}
+        assert all(is_read(fields[name], config) for name in read)
+    assert "reference" not in card_settings(resolve(DistillConfig(preset="mgd")))
 
 
 def test_a_run_fine_tunes_once_for_its_seed_and_leaves_the_backbone(lab):  # noqa: F811

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SOURCE_HELP', 'SEEDS', 'PresetName', 'PrototypeMethod', 'GUIDED', 'WINDOWED', 'KERNELS', 'PLANES', 'REFERENCES',
-           'ENGINE', 'DEFAULTS', 'PRESETS', 'GUIDANCE_SCALES', 'REQUIREMENTS', 'IGNORED', 'TaskSettings',
+           'ENGINE', 'DEFAULTS', 'PRESETS', 'GUIDANCE_SCALES', 'REQUIREMENTS', 'WINDOWS', 'IGNORED', 'TaskSettings',
            'PrototypeSettings', 'GuidanceSettings', 'SamplerSettings', 'NeighborSettings', 'ProjectionSettings',
            'ReferenceSettings', 'ComputeSettings', 'DistillConfig', 'holds_flow', 'data_name', 'preset_values',
-           'check_together', 'check_flow', 'check_numbers', 'check_prototypes', 'check_unread', 'filled_in', 'resolve',
-           'guidance_settings', 'tell_settings', 'same_run']
+           'check_together', 'check_flow', 'check_numbers', 'check_prototypes', 'readers_of', 'is_read_by_method',
+           'check_unread', 'filled_in', 'resolve', 'guidance_settings', 'tell_settings', 'same_run']
 
 # %% ../../nbs/config/presets.ipynb #def8f020
 import dataclasses
@@ -113,6 +113,9 @@ class GuidanceSettings:
         "local manifold (the paper), or what the paper's released code computes.")
     strength: Optional[float] = method_setting(
         .1, "Strength of the guidance.", at_least=-1e3, at_most=1e3, read_by=GUIDED)
+    profile: Optional[Literal["constant", "snr"]] = method_setting(
+        "constant", "The strength over the steps: the same, or by the share of the signal.",
+        read_by=KERNELS)
     apply: Optional[Literal["score", "mean"]] = method_setting(
         "score", "Guidance enters the predicted noise, or the posterior mean (DDPM only).",
         read_by=GUIDED)
@@ -129,6 +132,13 @@ class GuidanceSettings:
     stop: Optional[float] = method_setting(
         .5, "Guidance stops after this share of the steps.", at_least=0, at_most=1,
         read_by=WINDOWED)
+    log_snr_start: Optional[Union[float, Literal["any"]]] = method_setting(
+        "any", "Guidance is off too where the log of the signal-to-noise ratio is less (-10: "
+        "noise, 0: as strong as the signal, 9: finished).", at_least=-100, at_most=100,
+        read_by=GUIDED)
+    log_snr_stop: Optional[Union[float, Literal["any"]]] = method_setting(
+        "any", "Guidance is off from this log of the signal-to-noise ratio on.", at_least=-100,
+        at_most=100, read_by=GUIDED)
 
 # %% ../../nbs/config/presets.ipynb #5e771a17
 @dataclass(frozen=True)
@@ -155,13 +165,16 @@ class SamplerSettings:
         "take half the time.", at_least=0, at_most=1)
 
 # %% ../../nbs/config/presets.ipynb #5e771a19
-PLANES = ("manifold", "released")  # the guidances that fit tangent planes
+PLANES = ("neighbors", "released")  # what fits tangent planes to neighbors
 
 
 @dataclass(frozen=True)
 class NeighborSettings:
     "Which latents span a plane, and what dimension it has."
 
+    planes: Optional[Literal["neighbors", "class", "model"]] = method_setting(
+        "neighbors", "Planes through neighbors, by the covariance of the class, or by the Jacobian "
+        "of the model.", read_by=("manifold",))
     n_points: Optional[int] = method_setting(
         300, "Real latents around a prototype that stand for its local manifold (at most the "
         "class).", at_least=1, read_by=PLANES)
@@ -169,10 +182,10 @@ class NeighborSettings:
         12, "Neighbors that span a tangent plane.", at_least=1, read_by=PLANES)
     adaptive: Optional[bool] = method_setting(
         False, "Take more neighbors, up to 32, where they are nearly as near.",
-        read_by=("manifold",))
+        read_by=("neighbors",))
     noise: Optional[Literal["predicted", "shared", "independent"]] = method_setting(
         "predicted", "How the neighbors are brought to the sample's noise level.",
-        read_by=("manifold",))
+        read_by=("neighbors",))
     tangent_dim: Optional[Union[int, Literal["auto"]]] = method_setting(
         "auto", "Dimension of the tangent plane; auto: 90 % of the variance around the prototype, "
         "at most n_neighbors - 1.", at_least=0, read_by=PLANES)
@@ -184,7 +197,7 @@ class ProjectionSettings:
 
     ridge: Optional[float] = method_setting(
         0., "Softness of the projection (0: a hard projector).", at_least=0,
-        read_by=("manifold",))
+        read_by=("neighbors",))
     projection: Optional[Union[float, Literal["annealed"]]] = method_setting(
         1., "Share of the mode vector's normal part that is taken away (1: the paper's "
         "projection, 0: MGD).", at_least=0, at_most=1, read_by=("manifold",))
@@ -461,13 +474,16 @@ def check_flow(
                          f"{config.backbone}, but got {config.scheduler!r}.")
 
 # %% ../../nbs/config/presets.ipynb #5e771a08
+WINDOWS = (("start", "stop"), ("cfg_start", "cfg_stop"), ("log_snr_start", "log_snr_stop"))
+
+
 def check_numbers(
     config: DistillConfig,  # with every setting filled in
 ):
     "Raise an `InputError` for numbers that do not go together."
-    for start, stop in (("start", "stop"), ("cfg_start", "cfg_stop")):
+    for start, stop in WINDOWS:
         low, high = getattr(config, start), getattr(config, stop)
-        if low > high:
+        if "any" not in (low, high) and low > high:
             raise InputError(f"Expected `{start}` to be at most `{stop}`, but got {low} "
                              f"and {high}.")
     if config.scheduler == "ddpm":
@@ -494,6 +510,25 @@ def check_prototypes(
         raise InputError(f"Expected `prototypes` to be chosen for {' and '.join(needed_for)}, "
                          "but got 'none'.")
 
+# %% ../../nbs/config/presets.ipynb #0e38a5e1
+def readers_of(
+    guidance: str,  # its kind
+    planes: str = None,  # their kind, if it has any
+    reference: str = None,  # that the method is, if it is one
+) -> set:  # of names, as settings name their readers
+    "Name what reads settings: a guidance, its planes, a reference."
+    return {guidance, reference} | ({planes} if guidance == "manifold" else set())
+
+
+def is_read_by_method(
+    field: dataclasses.Field,  # a setting
+    config: DistillConfig,  # with every setting filled in
+) -> bool:
+    "Tell whether the chosen guidance or reference reads a setting, or nobody is named for it."
+    readers = field.metadata["read_by"]
+    reading = readers_of(config.guidance, config.planes, config.reference)
+    return readers is None or bool(reading & set(readers))
+
 # %% ../../nbs/config/presets.ipynb #5e771a09
 def check_unread(
     config: DistillConfig,  # with every setting filled in
@@ -501,13 +536,14 @@ def check_unread(
     "Raise an `InputError` for a changed setting that the chosen method does not read."
     expected = preset_values(config)
     for f in sorted(dataclasses.fields(config), key=lambda f: f.name):
-        readers = f.metadata["read_by"] or ()
         value = getattr(config, f.name)
-        unread = readers and not {config.guidance, config.reference} & set(readers)
-        if unread and value != expected[f.name]:
-            kind = "reference" if set(readers) <= set(REFERENCES) else "guidance"
+        if not is_read_by_method(f, config) and value != expected[f.name]:
+            readers = set(f.metadata["read_by"])
+            chosen = "reference" if readers <= set(REFERENCES) else "guidance"
+            if config.guidance == "manifold" and "neighbors" in readers:
+                chosen = "planes"
             raise InputError(f"Expected `{f.name}` not to be given with "
-                             f"`{kind}={getattr(config, kind)!r}`, which does not read it, "
+                             f"`{chosen}={getattr(config, chosen)!r}`, which does not read it, "
                              f"but got {value!r}.")
 
 # %% ../../nbs/config/presets.ipynb #a6ae6fe7
@@ -536,8 +572,9 @@ def guidance_settings(
     config: DistillConfig,  # resolved
 ) -> dict:  # name -> value
     "Collect the settings that the chosen guidance reads."
+    reading = readers_of(config.guidance, config.planes)
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)
-            if config.guidance in (f.metadata["read_by"] or ())}
+            if reading & set(f.metadata["read_by"] or ())}
 
 # %% ../../nbs/config/presets.ipynb #5e771a21
 def tell_settings(

@@ -213,7 +213,8 @@ def measure_steps(
     "Time the steps of a unit, with the guidance and without."
     inputs = session.inputs
     rest = (inputs.data, inputs.backbone, inputs.labels, *stand_ins)
-    always = replace(session.config, start=0., stop=1., begin=1., trace=False)
+    whole = {"start": 0., "stop": 1., "log_snr_start": "any", "log_snr_stop": "any"}
+    always = replace(session.config, **whole, begin=1., trace=False)
     never = replace(always, guidance="none")
     guided, plain = (make_maker(config, *rest) for config in (always, never))
     few = jobs[:FEW]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAGES', 'DrawnImages', 'points_of', 'prototype_facts', 'DecodedImages', 'NearestImages', 'make_guidance',
-           'generators_of', 'candidates_of', 'naming_lost', 'SampledImages', 'guidance_of', 'sample_jobs', 'Materials',
-           'ReferenceMethod', 'method_of', 'make_maker']
+           'generators_of', 'candidates_of', 'naming_lost', 'SampledImages', 'planes_of_jobs', 'bank_variance',
+           'guidance_of', 'sample_jobs', 'Materials', 'ReferenceMethod', 'method_of', 'make_maker']
 
 # %% ../../nbs/distillation/makers.ipynb #b3000004
 from collections.abc import Callable
@@ -23,9 +23,10 @@ from ..data.images import ImageData
 from .units import Batch, Job, Moments, cut
 from ..errors import InputError
 from ..geometry.neighborhood import Candidates, find_candidates, stack_candidates
-from ..guidance.guidance import Guidance, NoGuidance
+from ..guidance.guidance import Guidance, NoGuidance, within_class_variance
 from ..guidance.manifold import ManifoldGuidance
 from ..guidance.mode import ModeGuidance
+from ..guidance.planes import ClassPlanes, class_spectrum
 from ..guidance.released import ReleasedGuidance
 from ..sampling.loop import NotFinite, sample
 from ..sampling.networks import prepare_networks
@@ -138,9 +139,10 @@ def make_guidance(
     points: torch.Tensor,  # (n, D) prototypes; None without a guidance
     generators: list,  # one `torch.Generator` per image, for what a guidance draws
     find: Callable,  # -> `Candidates` of the n prototypes, if they are needed
+    given: dict = None,  # what else a guidance is given: planes of classes, a variance
 ) -> Guidance:
     "Make the guidance that the settings name."
-    settings = guidance_settings(config)
+    settings = guidance_settings(config) | (given or {})
     if config.guidance == "none":
         return NoGuidance()
     if config.guidance == "released":
@@ -148,7 +150,7 @@ def make_guidance(
     candidates = find()
     if config.guidance == "mode":
         return ModeGuidance(points, candidates.spread, **settings)
-    settings.pop("n_points")  # the candidates were found with it
+    settings.pop("n_points", None)  # the candidates were found with it
     return ManifoldGuidance(points, candidates, generators, **settings)
 
 # %% ../../nbs/distillation/makers.ipynb #b3000020
@@ -198,6 +200,7 @@ class SampledImages:
     labels: list  # the backbone's label of each class
     bank: LatentBank = None  # the real latents, if there is a guidance
     prototypes: list = None  # of `Prototypes`, one per class, if there is a guidance
+    kept: dict = field(default_factory=dict, repr=False)  # what was measured of the bank
 
     @property
     def ticks(self) -> int:
@@ -224,6 +227,29 @@ class SampledImages:
         "Sample the latents of some jobs."
         return sample_jobs(self, jobs, after_step)
 
+# %% ../../nbs/distillation/makers.ipynb #c356d0c1
+def planes_of_jobs(
+    maker: SampledImages,
+    jobs: list,  # of `Job`
+) -> ClassPlanes:
+    "Make the planes by the classes of some jobs."
+    classes = sorted({job.c for job in jobs})
+    for c in classes:
+        if c not in maker.kept:
+            maker.kept[c] = class_spectrum(maker.bank.of_class(c))
+    which = [classes.index(job.c) for job in jobs]
+    return ClassPlanes([maker.kept[c] for c in classes], which)
+
+
+def bank_variance(
+    maker: SampledImages,
+) -> float:
+    "Measure the variance of the latents within classes."
+    if "variance" not in maker.kept:
+        latents = (maker.bank.of_class(c) for c in range(len(maker.classes)))
+        maker.kept["variance"] = within_class_variance(latents)
+    return maker.kept["variance"]
+
 # %% ../../nbs/distillation/makers.ipynb #b3000025
 def guidance_of(
     maker: SampledImages,
@@ -239,7 +265,12 @@ def guidance_of(
         rest = (maker.bank, maker.prototypes, config.n_points)
         return stack_candidates([candidates_of(j, p, *rest) for j, p in zip(jobs, points)])
 
-    return make_guidance(config, points, generators_of(config, jobs, "cloud"), find)
+    given = {}
+    if config.profile == "snr":
+        given["variance"] = bank_variance(maker)
+    if config.guidance == "manifold" and config.planes == "class":
+        given["planes"] = planes_of_jobs(maker, jobs)
+    return make_guidance(config, points, generators_of(config, jobs, "cloud"), find, given)
 
 # %% ../../nbs/distillation/makers.ipynb #b3000026
 def sample_jobs(

@@ -11,7 +11,7 @@ import dataclasses
 import shlex
 from pathlib import Path
 
-from ..config.presets import DistillConfig, preset_values
+from ..config.presets import DistillConfig, is_read_by_method, preset_values
 from ..config.settings import defaults_of
 from .card import SAMPLING, UNREAD_WITH
 
@@ -31,8 +31,7 @@ def is_read(
         return False
     if field.name in UNREAD_WITH.get(config.prototypes, {"start_depth"}):
         return False
-    readers = field.metadata["read_by"]
-    return readers is None or config.guidance in readers
+    return is_read_by_method(field, config)
 
 # %% ../../nbs/sharing/origin.ipynb #bfebee1b
 def differing_settings(

@@ -120,7 +120,7 @@ class Ordered(nn.Module):
     "A teacher whose logits stand in another order of the classes."
 
     def __init__(self,
-        teacher: nn.Module,
+        teacher: nn.Module,  # images -> logits (N, n_classes)
         known: list,  # names of the classes in the order of the teacher's logits
         wanted: list,  # the same names in the order of the answers
     ):

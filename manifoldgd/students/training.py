@@ -130,7 +130,7 @@ def train_step(
     loss.backward()
     optimizer.step()
 
-# %% ../../nbs/students/training.ipynb #01322751
+# %% ../../nbs/students/training.ipynb #5b999f1e
 def soft_loss(
     logits: torch.Tensor,  # (B, n_classes) of the student, s
     told: torch.Tensor,  # (B, n_classes) of the teacher, t
@@ -141,7 +141,7 @@ def soft_loss(
     wanted = F.log_softmax(told.float() / temperature, dim=1)
     return F.kl_div(answered, wanted, reduction="batchmean", log_target=True)
 
-# %% ../../nbs/students/training.ipynb #09015bd1
+# %% ../../nbs/students/training.ipynb #40e15dbb
 def make_optimizer(
     student: nn.Module,
     protocol: Protocol,
@@ -166,14 +166,14 @@ def look_every(
 # %% ../../nbs/students/training.ipynb #df034394
 @torch.no_grad()
 def ask(
-    teacher: nn.Module,
+    teacher: nn.Module,  # images -> logits
     images: torch.Tensor,  # (B, C, S, S) views in [-1, 1]
 ) -> torch.Tensor:  # (B, n_classes) logits
     "Let a teacher look at a batch."
     with forward_precision(images.device):
         return teacher(images)
 
-# %% ../../nbs/students/training.ipynb #db5043fa
+# %% ../../nbs/students/training.ipynb #3d1aae53
 def train_student(
     images,  # (N, C, S, S) in [-1, 1]: a tensor, or `Pixels`
     labels: torch.Tensor,  # (N,) class numbers
