@@ -6,7 +6,7 @@ PAGES  ?=
 BIN    := $(VENV)/bin
 SETUP  := settings.ini setup.py pyproject.toml
 .DEFAULT_GOAL := help
-.PHONY: help install demo test refresh readme docs docs-check notebooks clean
+.PHONY: help install demo compare test refresh readme docs docs-check notebooks clean
 
 help:  ## list what make can do
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -19,6 +19,9 @@ install: $(VENV)/installed  ## install the library and the command `manifoldgd`,
 
 demo: $(VENV)/installed  ## install, distil the embedded digits five ways, train students on each
 	$(BIN)/python experiments/demo.py
+
+compare: $(VENV)/installed  ## compare all methods on the digits: hours; it goes on where it stopped
+	$(BIN)/python experiments/compare.py
 
 test: $(VENV)/installed-dev  ## install for development, then run every page and test
 	OMP_NUM_THREADS=1 SLOW=$(SLOW) $(BIN)/python -m pytest -n logical --dist loadgroup tests

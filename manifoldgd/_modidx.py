@@ -2084,6 +2084,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/manifoldgd', 'doc_host': '
                                                                                         'manifoldgd/prototypes/tree.py'),
                                             'manifoldgd.prototypes.tree.two_means': ( 'prototypes/tree.html#two_means',
                                                                                       'manifoldgd/prototypes/tree.py')},
+            'manifoldgd.references.d4m': {},
             'manifoldgd.references.influence': { 'manifoldgd.references.influence.Classifier': ( 'references/influence.html#classifier',
                                                                                                  'manifoldgd/references/influence.py'),
                                                  'manifoldgd.references.influence.Classifier.to': ( 'references/influence.html#classifier.to',

@@ -14,7 +14,9 @@ from conftest import ROOT
 from PIL import Image
 
 from manifoldgd.backbones.backbone import load_backbone
+from manifoldgd.cli import parse
 from manifoldgd.config.commands import PretrainConfig
+from manifoldgd.config.presets import PRESETS, resolve
 from manifoldgd.core import git_commit
 from manifoldgd.evaluation.comparison import t_interval
 from manifoldgd.geometry.neighborhood import find_candidates, stack_candidates
@@ -28,6 +30,7 @@ SHARED = {"controls", "ledger", "sweep"}  # what the scripts have in common
 SCRIPTS = [name for name in NAMES if name not in SHARED]
 QUOTED = {"published"}  # tables of published figures, which no script measures
 UNMEASURED = {  # not run to their end yet
+    "compare",
     "family_cost",
     "own_data",
     "prediction",
@@ -406,3 +409,55 @@ def test_predictions_are_compared_row_by_row(prediction, colors, monkeypatch):
         for place in (colors / "runs").rglob("model_index.json")
     }
     assert len(scales) == 1, "Expected the same latents for all trainings."
+
+
+# All methods in one table
+
+@pytest.fixture
+def compare(load):
+    return load("compare")
+
+
+def test_every_preset_is_compared(compare):
+    assert set(compare.NEEDS) == {*PRESETS, compare.WHOLE}
+    cells = compare.list_cells(list(compare.NEEDS), [1, 10])
+    keys = [tuple(c.key(seed).values()) for c in cells for seed in range(c.count)]
+    assert len(set(keys)) == len(keys) == 15 * len(PRESETS) + 2
+    few = compare.list_cells(["dit", "whole"], [1], 1)
+    assert [(cell.method, cell.count) for cell in few] == [("dit", 1), ("whole", 1)]
+
+
+def test_a_run_is_the_command_that_makes_it(compare):
+    for cell in compare.list_cells(list(PRESETS), [1, 10]):
+        config = cell.config(3, Path("runs/compare"))
+        resolve(config)
+        *start, word = compare.command_of(config)[:4]
+        assert (start[1], word) == ("-c", "distill")
+        assert parse(compare.command_of(config)[3:]) == config
+
+
+def test_a_cell_is_a_row_for_each_training(compare, ledger, monkeypatch, tmp_path):
+    "Runs, costs and trainings stand still; the table is real, and the second run adds nothing."
+    made = []
+    monkeypatch.setattr(compare, "distill", lambda config: made.append(config.seed))
+    monkeypatch.setattr(compare, "make_and_measure", lambda config: {"seconds": 9.})
+
+    def trained(sets, trainings, folder):
+        "Rows as `evaluate` makes them, in another order."
+        of_runs = sets != (compare.DIGITS,)
+        numbers = range(len(sets) if of_runs else trainings)
+        return [{"generation_seed": k if of_runs else -1, "training_seed": 0 if of_runs else k,
+                 "top1_last": 80. + k, "student": "ConvNet-3", "n_test": 450, "seconds": 1.}
+                for k in reversed(numbers)]
+
+    monkeypatch.setattr(compare, "trained", trained)
+    path = tmp_path / "compare.csv"
+    arguments = ("--methods", "dit", "whole", "--ipc", "1", "--seeds", "3", "--out", str(path))
+    for _ in range(2):
+        run_script(compare, monkeypatch, *arguments, "--runs", str(tmp_path))
+        table = pd.read_csv(path)
+        assert table.method.tolist() == ["dit"] * 3 + ["whole"] * 2
+        assert table.seed.tolist() == [0, 1, 2, -1, -1]
+        assert table.top1.tolist() == [80., 81., 82., 80., 81.]
+        assert table.seconds.tolist()[0] == 9. and table.seconds.isna().sum() == 4
+    assert made == [1, 2]

@@ -17,6 +17,7 @@ from manifoldgd.sampling.exact import exact_denoiser
 from manifoldgd.sampling.loop import sample
 from manifoldgd.sampling.pipeline import ManifoldGDPipeline
 from manifoldgd.sampling.schedulers import SCHEDULERS, make_scheduler
+from manifoldgd.sharing.card import card_settings, describe_making
 
 TINY = tiny_backbone()
 MEAN, VARIANCE = 1., .25  # of the Gaussian that all chains below are on
@@ -113,6 +114,14 @@ def test_the_preset_stands_in_the_manifest(tmp_path):
     assert (stored["guidance"], stored["images"]) == ("none", "sample")
     assert read_run(run).config.begin == .7
     assert len(images_of(run)) == 10
+
+
+def test_a_card_says_where_samples_began():
+    d4m, plain, copied = (resolve(DistillConfig(preset=p)) for p in ("d4m", "dit", "herding"))
+    assert "70% of the steps are left" in describe_making(d4m)
+    assert "steps are left" not in describe_making(plain)
+    assert card_settings(d4m)["begin"] == .7
+    assert "begin" not in card_settings(copied)
 
 
 def test_mini_batches_find_what_lies_apart():

@@ -22,6 +22,7 @@ from manifoldgd.references.latent_dm import (
     shared_view,
 )
 from manifoldgd.sampling.pipeline import ManifoldGDPipeline
+from manifoldgd.sharing.card import card_settings, describe_making
 
 PIXELS = torch.arange(2 * 3 * 8 * 8).reshape(2, 3, 8, 8).float() / 200 - 1
 
@@ -168,3 +169,10 @@ def test_the_manifest_says_how(lab):
     assert (config["reference"], config["match_steps"]) == ("latent-dm", 3)
     assert (config["prototypes"], config["images"]) == ("random", "decode")
     assert manifest["latents_spread"] > 0
+
+
+def test_a_card_says_that_latents_were_moved():
+    config = resolve(DistillConfig(preset="latent-dm"))
+    assert "distribution matching" in describe_making(config)
+    assert {"match_steps", "match_rate", "match_images"} <= set(card_settings(config))
+    assert "begin" not in card_settings(config)

@@ -116,6 +116,9 @@ REFERENCES = {
     "igd": "Every image was sampled from a pretrained, class-conditional latent diffusion model, "
     "guided by the gradients of a classifier that was trained on the real images for this set "
     "(influence-guided diffusion).",
+    "latent-dm": "Latents of the class were moved until networks of random weights saw in their "
+    "pictures the mean of the real ones (distribution matching), and put through the decoder of "
+    "a VAE.",
 }
 
 # %% ../../nbs/sharing/card.ipynb #bd4faa1e
@@ -129,6 +132,9 @@ def describe_making(
     sentences = [IMAGES[config.images], PROTOTYPES.get(config.prototypes, by_name)]
     if config.images == "sample":
         sentences.append(GUIDANCES[config.guidance])
+        if config.begin < 1:
+            sentences.append("Each sample began at its prototype, noised to the level at which "
+                             f"{config.begin:.0%} of the steps are left.")
     return " ".join(sentences)
 
 # %% ../../nbs/sharing/card.ipynb #91e3482f
@@ -138,6 +144,7 @@ SAMPLING = {  # read where images are sampled
     "num_inference_steps",
     "guidance_scale",
     "cfg_channels",
+    "begin",
     "cfg_start",
     "cfg_stop",
     "dtype",
