@@ -264,7 +264,8 @@ def make_maker(
 ):  # one of the objects of this page
     "Choose the maker of a run's images."
     if config.images == "sample":
-        prepare_networks(backbone, config.dtype, config.compile, config.channels_last)
+        prepare_networks(
+            backbone, config.dtype, config.compile, config.channels_last, config.vae_tiling)
         return SampledImages(config, data.classes, backbone, labels, bank, prototypes)
     if config.images == "decode":
         return DecodedImages(backbone, prototypes)
