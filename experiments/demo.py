@@ -91,7 +91,7 @@ def main(
     started = time.time()
     folders = distill_all(out)
     table = str(out / "results.csv")
-    rows = evaluate(EvaluateConfig(runs=tuple(folders), seeds=TRAININGS, out=table))
+    rows = evaluate(EvaluateConfig(sets=tuple(folders), seeds=TRAININGS, out=table))
     text = write_summary(rows, out)
     page = report(out)
     print(f"\n{text}\n")

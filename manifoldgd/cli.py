@@ -32,7 +32,7 @@ from .config.presets import DistillConfig, resolve, tell_settings
 from .errors import Failure, InputError, plain, visible
 
 # %% ../nbs/cli.ipynb #f0000001
-FOLDERS = ("run", "runs")  # these settings come first, without an option's name
+FOLDERS = ("run", "runs", "sets")  # these settings come first, without an option's name
 
 
 def word(
@@ -215,7 +215,7 @@ def execute(
         from manifoldgd.evaluation.measurement import format_metrics, measure_runs
 
         tell(format_metrics(measure_runs(config)))
-        tell(f"One row per run and metric is in {config.out}.")
+        tell(f"One row per set and metric is in {config.out}.")
     elif isinstance(config, ExportConfig):
         from manifoldgd.sharing.export import export_run, tell_export
 

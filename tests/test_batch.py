@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from manifoldgd.backbones.backbone import tiny_backbone
 from manifoldgd.config.presets import DistillConfig, resolve
 from manifoldgd.distillation import batch
 from manifoldgd.distillation.distill import distill, open_session
@@ -117,3 +118,19 @@ def test_images_that_are_not_sampled_are_made_by_the_default(tmp_path, cache):
         preset="random", ipc=1, classes="3,7", batch_size="auto", out=str(tmp_path / "random"))
     _, stored = files_of(distill(config, progress=False))
     assert stored["batch_size"] == 50
+
+
+@pytest.mark.parametrize("planes", ["neighbors", "model"])
+def test_the_attempt_does_what_a_step_does(planes, monkeypatch):
+    "A call of the denoiser with both halves, an eighth more images, and a gradient if need be."
+    tiny, seen = tiny_backbone(), []
+    predict = tiny.predict
+
+    def watched(x, t, condition):
+        seen.append((len(x), x.requires_grad))
+        return predict(x, t, condition)
+
+    monkeypatch.setattr(tiny, "predict", watched)
+    config = resolve(DistillConfig(planes=planes, guidance_scale=4., device="cpu"))
+    batch.try_batch(config, tiny, 0, 8)
+    assert seen == [(18, planes == "model")]

@@ -26,6 +26,7 @@ from manifoldgd.distillation.runs import image_hashes, read_run
 from manifoldgd.errors import InputError
 from manifoldgd.evaluation import accuracy
 from manifoldgd.evaluation.comparison import summarize
+from manifoldgd.evaluation.sets import set_of_run
 from manifoldgd.evaluation.tables import add_rows, read_table
 from manifoldgd.students.cost import Pace, measure_pace
 
@@ -149,11 +150,11 @@ def done(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"protocol": "best"}, "`protocol` to be one of hard.*plain-32, digits-quick, but got 'b"),
+        ({"protocol": "best"}, "`protocol` to be one of hard.*soft-label-32, but got 'best'"),
         ({"seeds": 0}, "`seeds` to be between 1 and 1000, but got 0"),
         ({"workers": 0}, "`workers` to be between 1 and 1024, but got 0"),
         ({"data": "nowhere"}, "nowhere"),
-        ({"baseline": "nowhere"}, "nowhere to be the folder of a run"),
+        ({"baseline": "nowhere"}, "Expected nowhere to be a set: a run, a folder of class"),
         ({"device": "tpu"}, "`device`"),
     ],
 )
@@ -168,7 +169,7 @@ def list_trainings(*runs, **settings):
 
 
 def test_no_runs(evaluate):
-    with pytest.raises(InputError, match="at least one run, but got none"):
+    with pytest.raises(InputError, match="at least one set, but got none"):
         evaluate()
 
 
@@ -180,7 +181,7 @@ def test_other_classes(evaluate, run, tmp_path):
 
 def test_two_datasets(evaluate, run, tmp_path):
     other = make_run(tmp_path / "other", data=make_data(tmp_path / "small", "01"))
-    with pytest.raises(InputError, match="runs of one dataset, but got runs of .*small, digits"):
+    with pytest.raises(InputError, match="sets of one dataset, but got sets of .*small, digits"):
         evaluate(run, other, protocol="plain-32")
 
 
@@ -251,7 +252,7 @@ def test_photographs_under_the_colors_of_imagenet_are_not_measured(monkeypatch, 
 
 def test_two_runs_that_agree_in_settings_and_seed(evaluate, run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
-    with pytest.raises(InputError, match="run and .*copy agree in both. Leave one out"):
+    with pytest.raises(InputError, match="run and .*copy agree in all of them. Leave one out"):
         evaluate(run, str(copy))
 
 
@@ -265,7 +266,7 @@ def test_photographs_under_the_protocol_of_the_demonstration(evaluate, tmp_path)
     message = "is in color. Choose another `--protocol`, such as hard-label-32"
     with pytest.raises(InputError, match=message):
         evaluate(colored, protocol="digits-quick")
-    assert accuracy.choose_protocol([read_run(colored)], "plain-32") == ("plain-32", 3)
+    assert accuracy.choose_protocol([set_of_run(read_run(colored))], "plain-32") == ("plain-32", 3)
 
 
 # What an evaluation costs
@@ -350,15 +351,15 @@ def test_a_protocol_that_suits_a_cpu(done, pace, tmp_path, size, protocol, sugge
 
 def test_workers_are_as_many_as_fit_into_the_memory(monkeypatch, run):
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
-    each = 2.5e9  # about, of a student under hard-label-256 at IPC 1
+    each = .86e9  # about, of a student under hard-label-256 at IPC 1
     trainings = list_trainings(run, protocol="hard-label-256", seeds=20)
     works = [accuracy.work_of(training, False) for training in trainings]
     cpu = torch.device("cpu")
     assert accuracy.choose_workers(works, cpu, free=int(40 * each)) == 8
     assert accuracy.choose_workers(works, cpu, free=int(4 * each)) == 3
-    with pytest.warns(UserWarning, match="need about 2.5 GB of memory, and 2.0 GB are free"):
+    with pytest.warns(UserWarning, match="need about 0.9 GB of memory, and 0.7 GB are free"):
         assert accuracy.choose_workers(works, cpu, free=int(.8 * each)) == 1
-    with pytest.warns(UserWarning, match="need about 10.1 GB .* fewer `--workers` or another"):
+    with pytest.warns(UserWarning, match="need about 3.4 GB .* fewer `--workers` or another"):
         assert accuracy.choose_workers(works, cpu, 4, free=int(3 * each)) == 4
     assert accuracy.choose_workers(works[:2], cpu, free=int(40 * each)) == 2
 
@@ -479,14 +480,14 @@ def test_rows_of_two_kinds(rows, name, value):
 
 
 def test_a_baseline_that_is_not_there(rows):
-    message = "`baseline` to be one of the runs in the table, but got 'runs/dit'"
+    message = "`baseline` to be one of the sets in the table, but got 'runs/dit'"
     with pytest.raises(InputError, match=message):
         summarize(rows, baseline="runs/dit")
 
 
 def test_two_groups_of_the_baseline(rows):
     other = pd.DataFrame([invent("random", group="random, other settings")])
-    message = "at IPC 10, but found 2 with the preset 'random'. Name a run with `--baseline`"
+    message = "at IPC 10, but found 2 with the preset 'random'. Name a set with `--baseline`"
     with pytest.raises(InputError, match=message):
         summarize(pd.concat([rows, other]))
 

@@ -45,7 +45,7 @@ from manifoldgd.data.sources import Source, load_data, named_of, source_of
 from manifoldgd.distillation.distill import check_ipc, distill, open_inputs, warn_of_imbalance
 from manifoldgd.errors import InputError, did_you_mean, shortened
 from manifoldgd.evaluation.accuracy import list_trainings
-from manifoldgd.evaluation.measurement import open_runs
+from manifoldgd.evaluation.measurement import open_measured
 
 
 @pytest.fixture(autouse=True)
@@ -826,7 +826,7 @@ def test_a_run_of_a_few_classes_is_judged_and_measured_on_these(tmp_path):
     assert manifest["skipped"] == []
     training, = list_trainings(EvaluateConfig((run,), protocol="plain-32", seeds=1))
     assert training.bench.classes == ["cat", "owl"]
-    _, real, places = open_runs(MetricsConfig((run,)))
+    _, real, places = open_measured(MetricsConfig((run,)))
     assert real.files == ["cat/1.png", "owl/1.png"]
     assert places[0].tolist() == [0, 1]
 

@@ -40,11 +40,13 @@ from manifoldgd.distillation.distill import (
     open_inputs,
 )
 from .engine import torch_threads, visible_gpus
-from .makers import make_maker
+from .makers import make_maker, method_of
 from .runs import RunFolder
-from .units import cut, plan, png_bytes
+from .units import plan, png_bytes
+from ..errors import InputError
 from ..prototypes.levels import Prototypes
 from ..prototypes.selection import class_prototypes
+from ..sampling.schedulers import first_step
 
 # %% ../../nbs/distillation/estimate.ipynb #e5000007
 def known_fingerprints(
@@ -64,7 +66,8 @@ def look_at(
     run, inputs = RunFolder(Path(config.out)), open_inputs(config)
     check_ipc(config, inputs.data)
     config = settle_batch_size(config, run, inputs.backbone, inputs.labels)
-    units = cut(plan(inputs.data.classes, config.ipc), config.batch_size)
+    jobs = plan(inputs.data.classes, config.ipc)
+    units = method_of(config).cut(jobs, config.batch_size)
     return Session(config, run, inputs, known_fingerprints(inputs.data), {}, units)
 
 # %% ../../nbs/distillation/estimate.ipynb #e5000009
@@ -212,7 +215,8 @@ def measure_steps(
     "Time the steps of a unit, with the guidance and without."
     inputs = session.inputs
     rest = (inputs.data, inputs.backbone, inputs.labels, *stand_ins)
-    always = replace(session.config, start=0., stop=1., trace=False)
+    whole = {"start": 0., "stop": 1., "log_snr_start": "any", "log_snr_stop": "any"}
+    always = replace(session.config, **whole, begin=1., trace=False)
     never = replace(always, guidance="none")
     guided, plain = (make_maker(config, *rest) for config in (always, never))
     few = jobs[:FEW]
@@ -236,11 +240,12 @@ def unit_seconds(
     if config.images != "sample":
         return seconds_of(lambda: [png_bytes(image) for image in maker.make(jobs).images]), None
     steps, active = config.num_inference_steps, maker.guidance(jobs[:1]).active
-    guided = sum(active(i, steps) for i in range(steps))
+    first = first_step(steps, config.begin)
+    guided = sum(active(i, steps) for i in range(first, steps))
     times = measure_steps(session, stand_ins, jobs)
     vae, some = inputs.backbone.vae, stand_ins[0].latents[:min(len(jobs), 4)]
     after = seconds_of(lambda: [png_bytes(image) for image in to_pil(decode(vae, some).cpu())])
-    return times.total(guided, steps) + after * len(jobs) / len(some), times
+    return times.total(guided, steps - first) + after * len(jobs) / len(some), times
 
 # %% ../../nbs/distillation/estimate.ipynb #e5000014
 def peak_memory() -> int:  # bytes
@@ -313,6 +318,9 @@ def dry_run(
 ) -> Outlook:
     "Plan a run and estimate what it will take; make nothing."
     start, config = time.perf_counter(), resolve(config)
+    if config.reference != "none":
+        raise InputError(f"Expected a preset without a reference for a dry run, but got "
+                         f"{config.reference!r}: what it prepares cannot be timed by two steps.")
     device = pick_device(config.device)
     session = look_at(config)
     inputs = session.inputs

@@ -9,7 +9,7 @@ __all__ = ['CALLBACK_TENSORS', 'OUTPUT_TYPES', 'combine', 'NoiseModel', 'noise_m
 
 # %% ../../nbs/sampling/pipeline.ipynb #eedf4677
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from numbers import Integral
@@ -23,7 +23,7 @@ from diffusers import (
 )
 from diffusers.image_processor import VaeImageProcessor
 
-from ..backbones.backbone import predict_noise
+from ..backbones.backbone import ask_denoiser
 from ..backbones.latents import decode
 from ..config.presets import DEFAULTS
 from ..core import draw_noise
@@ -57,22 +57,32 @@ class NoiseModel:
 
     def __call__(self, x, t):  # (N, C, H, W), a number -> (N, C, H, W)
         "Predict noise (N, C, H, W), or a pair with the model's v."
-        return self.with_scale(x, t, self.guidance_scale)
-
-    def at_step(self, index: int, count: int):  # a step, of how many -> a noise model
-        "The noise model of a step."
-        inside = index in self.interval.steps(count)
-        return partial(self.with_scale, guidance_scale=self.guidance_scale if inside else 1.)
-
-    def with_scale(self, x, t, guidance_scale):  # (N, C, H, W), a number, w -> (N, C, H, W)
-        "Predict noise with a scale of the classifier-free guidance."
-        n, twice = len(x), guidance_scale != 1
+        n, twice = len(x), self.guidance_scale != 1
         inputs = torch.cat([x, x]) if twice else x
         condition = {name: value[:len(inputs)] for name, value in self.condition.items()}
         noise_pred, v = self.predict(inputs, t, condition)
         if twice:
-            noise_pred = combine(noise_pred[:n], noise_pred[n:], guidance_scale, self.cfg_channels)
+            scale = self.guidance_scale
+            noise_pred = combine(noise_pred[:n], noise_pred[n:], scale, self.cfg_channels)
         return noise_pred if v is None else (noise_pred, v[:n])
+
+    def at_step(self, index: int, count: int) -> "NoiseModel":  # a step, of how many
+        "The noise model of a step."
+        inside = index in self.interval.steps(count)
+        return replace(self, guidance_scale=self.guidance_scale if inside else 1.)
+
+    def with_conditional(self, x, t) -> tuple:  # (N, C, H, W), a number
+        "Predict as a call does; beside it the conditional half alone, which keeps its graph."
+        n = len(x)
+        told = {name: value[:n] for name, value in self.condition.items()}
+        nothing = {name: value[n:] for name, value in self.condition.items()}
+        own, v = self.predict(x, t, told)
+        noise_pred = own.detach()
+        if self.guidance_scale != 1:
+            with torch.no_grad():
+                null, _ = self.predict(x, t, nothing)
+            noise_pred = combine(noise_pred, null, self.guidance_scale, self.cfg_channels)
+        return (noise_pred if v is None else (noise_pred, v)), own
 
 # %% ../../nbs/sampling/pipeline.ipynb #5d0000aa
 def noise_model(
@@ -101,7 +111,7 @@ def classifier_free(
     "Make a noise model from a class-conditional denoiser."
     null = torch.full_like(class_labels, transformer.config.num_embeds_ada_norm)
     labels = {"class_labels": torch.cat([class_labels, null])}
-    predict, interval = partial(predict_noise, transformer), Window(cfg_start, cfg_stop)
+    predict, interval = partial(ask_denoiser, transformer), Window(cfg_start, cfg_stop)
     return NoiseModel(predict, labels, guidance_scale, cfg_channels, interval)
 
 # %% ../../nbs/sampling/pipeline.ipynb #e584572e
@@ -235,7 +245,7 @@ class ManifoldGDPipeline(DiffusionPipeline):
     def __init__(self,
         vae: AutoencoderKL,
         transformer: DiTTransformer2DModel,
-        scheduler,  # of diffusers, for a model that predicts noise
+        scheduler,  # of diffusers, for what the transformer predicts
         id2label: dict = None,  # label -> class name
     ):
         super().__init__()

@@ -88,7 +88,7 @@ def settings_table(cls, group):
         if name not in vars(group).get("__annotations__", {}):
             continue
         readers = declared.metadata.get("read_by")
-        only = f" *Read by the guidance {one_of([f'`{r}`' for r in readers])}.*" if readers else ""
+        only = f" *Read by {one_of([f'`{r}`' for r in readers])}.*" if readers else ""
         rows.append([
             f"[`{name}`]{{#{group.__name__}-{name}}}",
             setting_type(declared, kinds[name]) + bounds(declared),
