@@ -26,7 +26,7 @@ WORDS = ("out of memory", "can't allocate memory")  # in errors of torch, for wa
 
 
 def is_out_of_memory(
-    error: Exception,
+    error: Exception,  # of torch, or of Python
 ) -> bool:
     "Tell whether an error says that memory was too small."
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
