@@ -23,7 +23,7 @@ from diffusers import (
 )
 from diffusers.image_processor import VaeImageProcessor
 
-from ..backbones.backbone import ask_denoiser
+from ..backbones.backbone import ask_denoiser, set_time_embedding
 from ..backbones.latents import decode
 from ..config.presets import DEFAULTS
 from ..core import draw_noise
@@ -66,12 +66,12 @@ class NoiseModel:
             noise_pred = combine(noise_pred[:n], noise_pred[n:], scale, self.cfg_channels)
         return noise_pred if v is None else (noise_pred, v[:n])
 
-    def at_step(self, index: int, count: int) -> "NoiseModel":  # a step, of how many
+    def at_step(self, index: int, count: int):  # a step, of how many -> a noise model
         "The noise model of a step."
         inside = index in self.interval.steps(count)
         return replace(self, guidance_scale=self.guidance_scale if inside else 1.)
 
-    def with_conditional(self, x, t) -> tuple:  # (N, C, H, W), a number
+    def with_conditional(self, x, t):  # (N, C, H, W), a number -> a pair
         "Predict as a call does; beside it the conditional half alone, which keeps its graph."
         n = len(x)
         told = {name: value[:n] for name, value in self.condition.items()}
@@ -247,10 +247,15 @@ class ManifoldGDPipeline(DiffusionPipeline):
         transformer: DiTTransformer2DModel,
         scheduler,  # of diffusers, for what the transformer predicts
         id2label: dict = None,  # label -> class name
+        time_proj: dict = None,  # how the time is embedded: as for `set_time_embedding`
     ):
         super().__init__()
+        time_proj = time_proj or transformer.config.get("time_proj")
+        set_time_embedding(transformer, time_proj)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
         self.register_to_config(id2label={str(k): v for k, v in (id2label or {}).items()})
+        if time_proj:
+            self.register_to_config(time_proj=dict(time_proj))
         by_number = {int(label): name for label, name in self.config.id2label.items()}
         self.names = backbone_names(by_number, transformer.config.num_embeds_ada_norm)
         self._guidance_scale = DEFAULTS["guidance_scale"]
