@@ -83,7 +83,8 @@ def run_apart(
     }
     command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(  # in the checkout: Python looks there first
+        command, cwd=checkout, env=environment, check=True, capture_output=True, text=True)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return done.stdout.strip().splitlines()[-1], spent, wall
