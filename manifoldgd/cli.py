@@ -274,7 +274,8 @@ def explain(
     if any(words in str(error) for words in WRITING):
         return f"Expected to write a file, but the disk is full or refuses it. {GO_ON}", 1
     if isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY):
-        return f"Expected more memory than there is. Take smaller images or batches. {GO_ON}", 1
+        return (f"Expected more memory than there is. Take smaller images or batches "
+                f"(in a new `--out`, `--batch-size auto` finds one that fits). {GO_ON}"), 1
     return (f"This is a fault of the program: {type(error).__name__}: {str(error)[:500]} "
             "MANIFOLDGD_TRACEBACK=1 before the command shows where."), 1
 

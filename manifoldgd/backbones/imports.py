@@ -6,7 +6,7 @@
 __all__ = ['NOT_NEEDED', 'standing_for', 'no_compiler', 'import_little']
 
 # %% ../../nbs/backbones/imports.ipynb #fd945ab1
-import importlib
+import importlib.util
 import sys
 from contextlib import contextmanager
 from types import ModuleType

@@ -276,9 +276,10 @@ class ComputeSettings:
     trace: bool = setting(
         False, "Write what the guidance did at every step to <out>/trace.csv.",
         changes_images=False)
-    batch_size: int = setting(
-        50, "Images made together, a unit of work; part of what makes two runs the same.",
-        at_least=1, at_most=100_000)
+    batch_size: Union[int, Literal["auto"]] = setting(
+        50, "Images made together, a unit of work; part of what makes two runs the same. auto: the "
+        "most that fit into the device's memory (256, on a CPU 50), found before the first image "
+        "and kept with the run.", at_least=1, at_most=100_000)
     engine: str = setting("local", ENGINE, changes_images=False)
     workers: Union[int, Literal["auto"]] = setting(
         "auto", "Workers side by side: processes that share the cores and GPUs of this machine, or "
@@ -292,6 +293,9 @@ class ComputeSettings:
         "GPU.")
     channels_last: bool = setting(
         False, "Store the VAE's images with their channels last, as a GPU's convolutions like it.")
+    vae_tiling: bool = setting(
+        False, "Decode large images in overlapping tiles: less memory, and other pixels near the "
+        "borders of the tiles.")
     show: bool = setting(
         False, "Print every setting with its value, and make nothing.", changes_images=False)
     dry_run: bool = setting(

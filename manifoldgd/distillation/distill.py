@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['UNBALANCED', 'SOME', 'FAR', 'Inputs', 'open_inputs', 'check_ipc', 'warn_of_imbalance', 'Session', 'open_session',
-           'needs_prototypes', 'needs_latents', 'choice_of', 'gather', 'prepare', 'metadata_line', 'make_and_save',
-           'title_of', 'make_here', 'spread_of', 'bank_spread', 'real_spread', 'warn_of_spread', 'session_in_worker',
-           'prepare_class', 'prepare_method', 'lacking', 'unprepared', 'method_is_prepared', 'expect_prepared',
-           'maker_in_worker', 'make_unit', 'prepare_elsewhere', 'make_elsewhere', 'distill', 'make_missing',
-           'warn_of_lost_trace']
+           'needs_prototypes', 'needs_latents', 'choice_of', 'gather', 'prepare', 'metadata_line', 'make_unsaved',
+           'make_and_save', 'title_of', 'make_here', 'spread_of', 'bank_spread', 'real_spread', 'warn_of_spread',
+           'session_in_worker', 'prepare_class', 'prepare_method', 'lacking', 'unprepared', 'method_is_prepared',
+           'expect_prepared', 'maker_in_worker', 'make_unit', 'prepare_elsewhere', 'make_elsewhere', 'distill',
+           'make_missing', 'warn_of_lost_trace']
 
 # %% ../../nbs/distillation/distill.ipynb #f32355a3
 import hashlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from manifoldgd.data.images import (
 )
 from ..data.named import warn_of_overlap
 from ..data.sources import load_data, named_of, source_of
+from .batch import settle_batch_size
 from manifoldgd.distillation.engine import (
     Engine,
     claimed,
@@ -160,9 +161,10 @@ def open_session(
     run, inputs = RunFolder(Path(config.out)), open_inputs(config)
     check_ipc(config, inputs.data)
     prints = class_fingerprints(inputs.data, progress)
+    fingerprints = inputs.fingerprints(prints)  # of the networks as they were loaded
+    config = settle_batch_size(config, run, inputs.backbone, inputs.labels)
     licence = inputs.backbone.licence if inputs.backbone else "none"
-    wanted = new_manifest(
-        config, inputs.data, inputs.labels, inputs.fingerprints(prints), licence)
+    wanted = new_manifest(config, inputs.data, inputs.labels, fingerprints, licence)
     manifest = run.claim(wanted | {"threads": threads})
     jobs = plan(inputs.data.classes, config.ipc)
     units = method_of(config).cut(jobs, config.batch_size)
@@ -238,17 +240,26 @@ def metadata_line(
     return line | maker.facts(job) | {"seed": config.seed, "preset": config.preset}
 
 # %% ../../nbs/distillation/distill.ipynb #c4000007
-def make_and_save(
+def make_unsaved(
     session: Session,
     maker,  # of images
     unit,  # a `Unit`
     after_step=None,  # called after every step of the sampler
-):
-    "Make a unit, and write its images and its record."
+) -> Callable:  # without arguments: saves the unit
+    "Make a unit; what is returned writes its images and its record, in any thread."
     config, data = session.config, session.inputs.data
     batch = maker.make(list(unit.jobs), after_step)
     lines = [metadata_line(config, data, maker, job) for job in unit.jobs]
-    save_unit(session.run, unit, batch, lines)
+    return partial(save_unit, session.run, unit, batch, lines)
+
+
+def make_and_save(
+    session: Session,
+    maker,  # of images
+    unit,  # a `Unit`
+):
+    "Make a unit, and write its images and its record."
+    make_unsaved(session, maker, unit)()
 
 
 def title_of(
@@ -270,8 +281,9 @@ def make_here(
     with progress_bar(steps, title, "steps", progress) as bar:
         def make(unit):
             before = bar.n
-            make_and_save(session, maker, unit, lambda *_: bar.update())
+            save = make_unsaved(session, maker, unit, lambda *_: bar.update())
             bar.update(before + maker.ticks - bar.n)  # what the maker did not count itself
+            return save
 
         run_units(session.run, session.units, make)
 

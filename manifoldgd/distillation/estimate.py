@@ -31,6 +31,7 @@ from manifoldgd.backbones.latents import (
 from ..config.presets import DistillConfig, resolve
 from ..core import Remembered, in_words, one_core_each, pick_device, to_pil
 from ..data.images import ImageData
+from .batch import settle_batch_size
 from manifoldgd.distillation.distill import (
     Session,
     check_ipc,
@@ -64,6 +65,7 @@ def look_at(
     "Open a run to look at it; the mistakes that `distill` would find are found."
     run, inputs = RunFolder(Path(config.out)), open_inputs(config)
     check_ipc(config, inputs.data)
+    config = settle_batch_size(config, run, inputs.backbone, inputs.labels)
     jobs = plan(inputs.data.classes, config.ipc)
     units = method_of(config).cut(jobs, config.batch_size)
     return Session(config, run, inputs, known_fingerprints(inputs.data), {}, units)

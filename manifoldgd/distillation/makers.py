@@ -352,7 +352,8 @@ def make_maker(
         materials = Materials(config, data, backbone, labels, bank, prototypes)
         return method_of(config).maker(materials)
     if config.images == "sample":
-        prepare_networks(backbone, config.dtype, config.compile, config.channels_last)
+        prepare_networks(
+            backbone, config.dtype, config.compile, config.channels_last, config.vae_tiling)
         return SampledImages(config, data.classes, backbone, labels, bank, prototypes)
     if config.images == "decode":
         return DecodedImages(backbone, prototypes)

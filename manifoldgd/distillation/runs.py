@@ -66,6 +66,7 @@ from manifoldgd.distillation.units import (
     make_record,
     merge_traces,
     png_bytes,
+    png_files,
 )
 from ..errors import InputError
 
@@ -392,7 +393,7 @@ def save_unit(
     lines: list,  # of dicts: the metadata of each job
 ):
     "Write the images of a unit, then its record."
-    encoded = [png_bytes(image) for image in batch.images]
+    encoded = png_files(batch.images)
     for job, data in zip(unit.jobs, encoded):
         with replacing(run.path / job.name) as temporary:
             temporary.write_bytes(data)

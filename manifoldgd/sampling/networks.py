@@ -17,6 +17,7 @@ def prepare_networks(
     dtype: str = DEFAULTS["dtype"],  # of the denoiser: "float32", "bfloat16" or "float16"
     compile: bool = DEFAULTS["compile"],  # the denoiser, at its first call
     channels_last: bool = DEFAULTS["channels_last"],  # memory layout of the VAE
+    vae_tiling: bool = DEFAULTS["vae_tiling"],  # decode large images in overlapping tiles
 ) -> Backbone:
     "Choose how the networks of a backbone compute."
     # Not the method of diffusers, which warns of parts to be kept in float32 where there are none.
@@ -25,4 +26,6 @@ def prepare_networks(
         backbone.denoiser.compile()
     if channels_last:
         backbone.vae.to(memory_format=torch.channels_last)
+    if vae_tiling:
+        backbone.vae.enable_tiling()
     return backbone
