@@ -44,6 +44,11 @@ RELEASED = {"preset": "released"}
     (RELEASED | {"tangent_dim": "auto"}, "`tangent_dim` to be a number"),
     (RELEASED | {"anneal_steps": "all"}, "`anneal_steps` to be a number"),
     ({"guidance": "released"}, "with `guidance='released'`"),
+    ({"tune_epochs": 2}, "`tune_epochs` not to be given with `reference='none'`"),
+    ({"preset": "minimax", "influence": .1}, "`influence` not to be given with `reference='minim"),
+    ({"preset": "minimax", "stop": .4}, "`stop` not to be given with `guidance='none'`"),
+    ({"preset": "igd", "scheduler": "ddim"}, "`scheduler` to be 'ddpm' with `reference='igd'`"),
+    ({"preset": "igd", "guidance": "mode"}, "`guidance` to be 'none' with `reference='igd'`"),
 ])
 def test_settings_that_cannot_be_used(settings, words):
     with pytest.raises(InputError) as error:
@@ -56,7 +61,7 @@ def test_settings_that_cannot_be_used(settings, words):
 def test_every_preset_resolves_to_itself(preset):
     resolved = resolve(DistillConfig(preset=preset))
     left = {name for name, value in vars(resolved).items() if value is None}
-    not_the_methods = {"named", "classes", "image_column", "label_column", "prompt"}
+    not_the_methods = {"named", "classes", "image_column", "label_column", "prompt", "vae"}
     assert left == not_the_methods
     assert resolve(resolved) == resolved
 

@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -12,8 +13,12 @@ from manifoldgd.backbones.backbone import tiny_backbone
 from manifoldgd.config.presets import DistillConfig
 from manifoldgd.core import to_pil
 from manifoldgd.distillation.distill import distill
+from manifoldgd.distillation.estimate import dry_run
+from manifoldgd.distillation.makers import DecodedImages, ReferenceMethod
 from manifoldgd.distillation.runs import read_run
+from manifoldgd.distillation.units import Unit
 from manifoldgd.errors import InputError
+from manifoldgd.prototypes.levels import Prototypes
 from manifoldgd.sampling.pipeline import ManifoldGDPipeline
 
 
@@ -61,6 +66,19 @@ def test_another_run_in_the_same_folder(lab, changes, words):
     with pytest.raises(InputError, match=words):
         run("run", **changes)
     assert contents(folder / "run") == before
+
+
+def test_a_run_that_was_begun_before_a_setting_existed(lab):
+    _, run = lab
+    made = run("run")
+    path = made / "manifest.json"
+    manifest = json.loads(path.read_text())
+    group = read_run(made).group
+    for name in ("reference", "memory"):
+        del manifest["config"][name]
+    path.write_text(json.dumps(manifest))
+    assert read_run(made).group == group
+    assert run("run") == made
 
 
 def test_a_folder_with_other_files_is_not_taken_over(lab):
@@ -168,3 +186,67 @@ def test_an_unfinished_run_is_not_read(lab):
     (out / "manifest.json").write_text(stopped)
     with pytest.raises(InputError, match="Expected a finished run"):
         read_run(out)
+
+
+class FirstLatents(ReferenceMethod):
+    "A reference for these tests: it keeps the first real latents of a class and decodes them."
+
+    reads_latents = True
+
+    def __init__(self):
+        self.kept, self.times = None, 0
+
+    def cut(self, jobs, size):
+        folders = sorted({job.folder for job in jobs})
+        parts = [tuple(job for job in jobs if job.folder == folder) for folder in folders]
+        return [Unit(number, part) for number, part in enumerate(parts)]
+
+    def is_prepared(self, materials):
+        return self.kept is not None
+
+    def prepare(self, materials, progress=False):
+        if not self.is_prepared(materials):
+            classes = range(len(materials.data.classes))
+            self.kept = [materials.bank.of_class(c).flatten(1) for c in classes]
+            self.times += 1
+
+    def maker(self, materials):
+        unknown = [None] * materials.config.ipc
+        prototypes = [Prototypes(kept, unknown, unknown, [], "first") for kept in self.kept]
+        return DecodedImages(materials.backbone, prototypes)
+
+
+@pytest.fixture
+def first_latents(monkeypatch):
+    "Put a reference in the place of `minimax`."
+    page = type(sys)("manifoldgd.references.minimax")
+    page.METHOD = FirstLatents()
+    monkeypatch.setitem(sys.modules, page.__name__, page)
+    return page.METHOD
+
+
+def test_a_reference_cuts_the_plan_prepares_once_and_makes_the_images(lab, first_latents):
+    folder, run = lab
+    made = run("run", preset="minimax", batch_size=5)
+    units = sorted(path.name for path in (made / "units").glob("*.json"))
+    assert units == ["00000.json", "00001.json", "00002.json"]  # the plan has two of five images
+    assert json.loads((made / "manifest.json").read_text())["config"]["reference"] == "minimax"
+    before = contents(made)
+    (made / "units" / "00001.json").unlink()
+    assert contents(run("run", preset="minimax", batch_size=5)) == before
+    assert first_latents.times == 1
+    assert contents(made / "images") != contents(run("plain", preset="dit") / "images")
+
+
+def test_a_run_that_is_whole_asks_its_reference_for_nothing(lab, first_latents):
+    _, run = lab
+    before = contents(run("run", preset="minimax"))
+    first_latents.kept = None
+    assert contents(run("run", preset="minimax")) == before
+    assert first_latents.times == 1
+
+
+def test_a_reference_has_no_dry_run(lab, first_latents):
+    _, run = lab
+    with pytest.raises(InputError, match="without a reference for a dry run, but got 'minimax'"):
+        dry_run(DistillConfig(preset="minimax"))

@@ -150,7 +150,7 @@ def done(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"protocol": "best"}, "`protocol` to be one of hard.*plain-32, digits-quick, but got 'b"),
+        ({"protocol": "best"}, "`protocol` to be one of hard.*plain-32, digits-quick, soft-label, soft-label-32, but got 'b"),
         ({"seeds": 0}, "`seeds` to be between 1 and 1000, but got 0"),
         ({"workers": 0}, "`workers` to be between 1 and 1024, but got 0"),
         ({"data": "nowhere"}, "nowhere"),
@@ -351,15 +351,15 @@ def test_a_protocol_that_suits_a_cpu(done, pace, tmp_path, size, protocol, sugge
 
 def test_workers_are_as_many_as_fit_into_the_memory(monkeypatch, run):
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
-    each = 2.5e9  # about, of a student under hard-label-256 at IPC 1
+    each = .86e9  # about, of a student under hard-label-256 at IPC 1
     trainings = list_trainings(run, protocol="hard-label-256", seeds=20)
     works = [accuracy.work_of(training, False) for training in trainings]
     cpu = torch.device("cpu")
     assert accuracy.choose_workers(works, cpu, free=int(40 * each)) == 8
     assert accuracy.choose_workers(works, cpu, free=int(4 * each)) == 3
-    with pytest.warns(UserWarning, match="need about 2.5 GB of memory, and 2.0 GB are free"):
+    with pytest.warns(UserWarning, match="need about 0.9 GB of memory, and 0.7 GB are free"):
         assert accuracy.choose_workers(works, cpu, free=int(.8 * each)) == 1
-    with pytest.warns(UserWarning, match="need about 10.1 GB .* fewer `--workers` or another"):
+    with pytest.warns(UserWarning, match="need about 3.4 GB .* fewer `--workers` or another"):
         assert accuracy.choose_workers(works, cpu, 4, free=int(3 * each)) == 4
     assert accuracy.choose_workers(works[:2], cpu, free=int(40 * each)) == 2
 

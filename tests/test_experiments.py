@@ -11,19 +11,23 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
+from manifoldgd.backbones.backbone import load_backbone
+from manifoldgd.config.commands import PretrainConfig
 from manifoldgd.core import git_commit
 from manifoldgd.evaluation.comparison import t_interval
 from manifoldgd.geometry.neighborhood import find_candidates, stack_candidates
 from manifoldgd.guidance.guidance import Step
 from manifoldgd.guidance.manifold import ManifoldGuidance
+from manifoldgd.pretraining.training import pretrain
 from manifoldgd.sampling.loop import NotFinite
 
 NAMES = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
 SHARED = {"ledger", "sweep"}  # what the scripts have in common
 SCRIPTS = [name for name in NAMES if name not in SHARED]
 QUOTED = {"published"}  # tables of published figures, which no script measures
-UNMEASURED = {"own_data", "sampler_speed", "steps"}  # not run to their end yet
+UNMEASURED = {"own_data", "prediction", "sampler_speed", "steps"}  # not run to their end yet
 
 
 @pytest.fixture
@@ -337,3 +341,61 @@ def test_a_cell_is_a_row_for_each_seed(steps, ledger, monkeypatch, tmp_path):
         assert table.seed.tolist() == [0, 1]
         assert table.top1.tolist() == [90., 90.]
         assert (table.ratio - table.seconds / table.beside).abs().max() < 1e-3
+
+
+# Three predictions
+
+@pytest.fixture
+def prediction(load):
+    return load("prediction")
+
+
+@pytest.fixture
+def colors(tmp_path):
+    "Squares of two colors to train and to test on, and a backbone of them."
+    for split, name, k in itertools.product(("train", "val"), ("red", "blue"), range(4)):
+        path = tmp_path / "data" / split / name / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        color = (200, 30 * k, 20) if name == "red" else (20, 30 * k, 200)
+        Image.new("RGB", (8, 8), color).save(path)
+    config = PretrainConfig(
+        data=str(tmp_path / "data"),
+        out=str(tmp_path / "model"),
+        image_size=8,
+        vae_widths=(8, 16),
+        vae_steps=2,
+        views=2,
+        hidden_size=32,
+        num_layers=1,
+        dit_steps=2,
+        dit_batch_size=4,
+        device="cpu",
+    )
+    pretrain(config, progress=False)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:This backbone may be too poor")
+def test_predictions_are_compared_row_by_row(prediction, colors, monkeypatch):
+    monkeypatch.setattr(prediction, "SCALES", (1., 2.))
+    monkeypatch.setattr(prediction, "SAMPLERS", {"v": ("ddim",), "velocity": ("flow-euler",)})
+    path = colors / "prediction.csv"
+    arguments = ("--data", str(colors / "data"), "--vae", str(colors / "model"), "--steps", "10",
+                 "--samples", "4", "--runs", str(colors / "runs"), "--out", str(path))
+    run_script(prediction, monkeypatch, *arguments)
+    table = pd.read_csv(path)
+    assert table.prediction.tolist() == ["v"] * 4 + ["velocity"] * 4
+    assert table.steps.tolist() == [5, 5, 10, 10] * 2
+    assert table.fingerprint.nunique() == 4
+    assert table.fid_floor.nunique() == table.fid_decoded.nunique() == 1
+    spent = table.groupby("prediction").core_minutes.unique()
+    assert all(half < whole for half, whole in spent)
+    before = path.read_bytes()
+    monkeypatch.setattr(prediction, "figures", None)
+    run_script(prediction, monkeypatch, *arguments)
+    assert path.read_bytes() == before
+    scales = {
+        load_backbone(str(place.parent)).vae.config.scaling_factor
+        for place in (colors / "runs").rglob("model_index.json")
+    }
+    assert len(scales) == 1, "Expected the same latents for all trainings."

@@ -85,6 +85,33 @@ def test_help_and_wrong_arguments_load_nothing_heavy(arguments):
     assert not set(loaded) & HEAVY
 
 
+SMALL = ("distill", "--ipc", "1", "--classes", "0,1", "--num-inference-steps", "2",
+         "--device", "cpu", "--out")
+AS_COMMAND = """
+import sys
+from manifoldgd.cli import main
+sys.argv[1:] = {arguments}
+print("STATUS", main(), *sys.modules)
+"""
+NOT_NEEDED = {"pandas", "scipy", "sklearn", "sympy", "torch._dynamo", "transformers"}
+
+
+def test_the_command_imports_less_and_makes_the_same_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANIFOLDGD_CACHE", str(tmp_path / "cache"))
+    loaded = {}
+    for name, code in (("program", RUN_COMMAND), ("command", AS_COMMAND)):
+        printed = python(code.format(arguments=[*SMALL, str(tmp_path / name)]))
+        status, *names = printed.rpartition("STATUS")[2].split()
+        assert status == "0"
+        loaded[name] = set(names)
+    assert not loaded["command"] & NOT_NEEDED
+    assert "torch._dynamo" in loaded["program"], "Expected diffusers as it is in a program."
+    images = [{p.relative_to(tmp_path / name): p.read_bytes()
+               for p in (tmp_path / name).rglob("*.png")} for name in loaded]
+    assert images[0] == images[1]
+    assert len(images[0]) == 3  # two digits and the gallery
+
+
 # The wheel
 
 

@@ -2,14 +2,18 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
-from manifoldgd.backbones.backbone import load_backbone, tiny_backbone
+from manifoldgd.backbones.backbone import hash_networks, load_backbone, tiny_backbone
 from manifoldgd.config.commands import PretrainConfig
 from manifoldgd.data.sources import load_data
 from manifoldgd.errors import InputError
@@ -32,6 +36,8 @@ from manifoldgd.pretraining.judge import (
     write_quality,
 )
 from manifoldgd.pretraining.loop import held_signals, train_steps
+from manifoldgd.pretraining.models import dit_loss
+from manifoldgd.pretraining.paths import noise_schedule
 from manifoldgd.pretraining.training import check_settings, model_card, prepare, pretrain
 
 # A training of four steps makes no good backbone, and is told so every time.
@@ -93,6 +99,9 @@ def config(tmp_path):
         ("held_out", .8, "`held_out` to be between 0 and 0.5, but got 0.8"),
         ("held_out", -.1, "`held_out` to be between 0 and 0.5, but got -0.1"),
         ("channels", 4, "`channels` to be one of 1, 3, but got 4"),
+        ("prediction", "x0", "`prediction` to be one of noise, v, velocity, but got 'x0'"),
+        ("vae", "nowhere", "\"digits\", a folder in diffusers layout or a hub id"),
+        ("vae", "digits", r"`vae_widths` to be \(16, 32, 64\) or left out, as the VAE of digits"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named_before_anything_is_made(
@@ -109,6 +118,118 @@ def test_one_image_is_not_enough(config):
     data.labels = data.labels[:1]
     with pytest.raises(InputError, match="at least two training images, but got 1"):
         check_settings(config, data)
+
+
+# What is predicted
+
+
+SCHEDULERS = {
+    "noise": DDPMScheduler,
+    "v": DDPMScheduler,
+    "velocity": FlowMatchEulerDiscreteScheduler,
+}
+
+
+def test_a_folder_says_what_its_model_predicts(config):
+    "Three trainings from one start and on the same latents, that end with other weights."
+    prints = set()
+    for prediction, scheduler in SCHEDULERS.items():
+        out = f"{config.out}-{prediction}"
+        changed = dataclasses.replace(config, prediction=prediction, out=out)
+        backbone = load_backbone(str(pretrain(changed, progress=False)))
+        assert backbone.prediction.name == prediction
+        assert isinstance(backbone.scheduler, scheduler)
+        card = (Path(out) / "README.md").read_text()
+        assert f"{prediction} prediction" in card
+        sampler = "FLOW-EULER-50" if prediction == "velocity" else "DDPM-50"
+        assert f"samples ({sampler}, guidance scale 4)" in card
+        prints.add(hash_networks(backbone.denoiser))
+    assert len(prints) == 3
+
+
+class Oracle(torch.nn.Module):
+    "Knows the latents, and says what was wanted of it, by the formulas of the papers."
+    device = torch.device("cpu")
+
+    def __init__(self, config, latents, answer):
+        super().__init__()
+        self.config, self.latents, self.answer = config, latents, answer
+
+    def forward(self, x, timestep, class_labels):
+        t = timestep.reshape(-1, 1, 1, 1)
+        return SimpleNamespace(sample=self.answer(x, t, self.latents))
+
+
+def say_noise(x, t, latents):
+    "Noise on DDPM's linear schedule, whose abar is multiplied up here."
+    betas = torch.linspace(1e-4, .02, 1000, dtype=torch.float64)
+    abar = torch.cumprod(1 - betas, 0)[t]
+    return ((x - abar.sqrt() * latents) / (1 - abar).sqrt()).float()
+
+
+def say_velocity(x, t, latents):
+    "The way from the latent to the sample, in the time that it took."
+    return (x - latents) / (t / 1000)
+
+
+@pytest.mark.parametrize(
+    "prediction, answer", [("noise", say_noise), ("velocity", say_velocity)]
+)
+def test_who_knows_the_answer_makes_no_error(prediction, answer):
+    tiny = tiny_backbone()
+    latents = torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    oracle = Oracle(tiny.transformer.config, latents, answer)
+    labels = torch.zeros(64, dtype=torch.long)
+    generator = torch.Generator().manual_seed(1)
+    schedule = noise_schedule(prediction)
+    assert dit_loss(oracle, latents, labels, schedule, generator, prediction) < 1e-4
+
+
+# A VAE that is reused
+
+
+@pytest.fixture
+def first(config):
+    "A backbone that was trained, and the settings that reuse its VAE."
+    again = dataclasses.replace(config, vae=config.out, vae_widths=None, out=f"{config.out}-2")
+    return load_backbone(str(pretrain(config, progress=False))), again
+
+
+def test_a_reused_vae_is_not_trained(first, monkeypatch):
+    backbone, config = first
+    monkeypatch.setattr(training, "train_vae", None)
+    second = load_backbone(str(pretrain(config, progress=False)))
+    factors = [b.vae.config.scaling_factor for b in (backbone, second)]
+    assert factors[0] == pytest.approx(factors[1], rel=1e-5), "Expected the same views."
+    assert hash_networks(second.vae) == hash_networks(backbone.vae)
+    assert hash_networks(second.transformer) != hash_networks(backbone.transformer)
+    assert f"The VAE is that of {config.vae}" in open(f"{config.out}/README.md").read()
+    again = load_backbone(str(pretrain(config, progress=False)))
+    assert again.fingerprint() == second.fingerprint()
+
+
+def test_another_vae_is_another_training(first, tmp_path):
+    _, config = first
+    data = load_data(config.data)
+    prepare(tmp_path / "model-2", config, data, "cpu")
+    moved = tmp_path / "moved"
+    shutil.copytree(config.vae, moved)
+    prepare(tmp_path / "model-2", dataclasses.replace(config, vae=str(moved)), data, "cpu")
+    other = load_backbone(str(moved)).vae
+    other.state_dict()["quant_conv.bias"].add_(1.)
+    other.save_pretrained(moved / "vae")
+    with pytest.raises(InputError, match="differs in vae. Choose another `--out`"):
+        prepare(tmp_path / "model-2", dataclasses.replace(config, vae=str(moved)), data, "cpu")
+
+
+def test_a_vae_of_other_latents_is_refused(first):
+    _, config = first
+    folder = Path(config.vae) / "vae"
+    vae = AutoencoderKL.from_pretrained(folder)
+    wider = AutoencoderKL.from_config(vae.config, latent_channels=16)
+    wider.save_pretrained(folder)
+    with pytest.raises(InputError, match="`vae` to make latents of 4 channels, .* makes 16"):
+        pretrain(config, progress=False)
 
 
 # The folder
@@ -186,7 +307,7 @@ def photos(**given):
 
 def test_a_budget_fills_in_everything_that_is_open():
     chosen, seconds = choose(photos(), 5000, 10, "cpu", timers(.1, .1))
-    asked = {"channels", "named", "classes", "image_column", "label_column"}  # by the data
+    asked = {"channels", "named", "classes", "image_column", "label_column", "vae"}  # by users
     assert None not in {f: v for f, v in vars(chosen).items() if f not in asked}.values()
     assert chosen.autocast == ("vae",)
     assert chosen.held_out == .05

@@ -81,7 +81,7 @@ def test_a_run_resumes_where_the_cache_was_killed_too(tmp_path, monkeypatch):
 
 def fake_training(training, *rest):
     "The result of a training, without the training."
-    result = 50. + training.seed + len(training.run.folder)
+    result = 50. + training.seed + len(training.judged.place)
     return {"top1_last": result, "top1_best": float("nan"), "seconds": 1.}
 
 

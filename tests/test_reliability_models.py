@@ -239,13 +239,12 @@ def as_folder(file):
 
 DIT, VAE = "transformer", "vae"
 CONV, HEAD = "encoder.conv_in.bias", "proj_out_2.bias"
-FLOW = "FlowMatchEulerDiscreteScheduler"
+FLOW, HEUN = "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"
 NESTED = b"[" * 100_000
 BACKBONES = {
-    "flow matching": (configured("scheduler", _class_name=FLOW), f"DDPMScheduler, but got {FLOW}"),
-    "flow in the index": (indexed(scheduler=["diffusers", FLOW]), f"but got {FLOW}"),
+    "Heun's flow": (configured("scheduler", _class_name=HEUN), f"DDPMScheduler, but got {HEUN}"),
+    "flow in the index": (indexed(scheduler=["diffusers", FLOW]), f"model_index.json names {FLOW}"),
     "flow sigmas": (configured("scheduler", use_flow_sigmas=True), "`use_flow_sigmas`"),
-    "v-prediction": (configured("scheduler", prediction_type="v_prediction"), "says v_prediction"),
     "sample": (configured("scheduler", prediction_type="sample"), "says sample"),
     "no such schedule": (configured("scheduler", beta_schedule="steep"), "steep is not impl"),
     "zero terminal SNR": (configured("scheduler", rescale_betas_zero_snr=True), "above 0, but"),
@@ -266,7 +265,7 @@ BACKBONES = {
     "scaling infinite": (configured(VAE, scaling_factor=math.inf), "above 0, but got inf"),
     "scaling text": (configured(VAE, scaling_factor="large"), "above 0, but got 'large'"),
     "scaling null": (configured(VAE, scaling_factor=None), "above 0, but got None"),
-    "shifted": (configured(VAE, shift_factor=.1159), "has `shift_factor` 0.1159"),
+    "shifted by text": (configured(VAE, shift_factor="far"), "finite number, but got 'far'"),
     "standardized": (configured(VAE, latents_mean=[0., 1., 2., 3.]), "has `latents_mean`"),
     "VAE of 8 channels": (wide_vae, "latents of 8 channels, as its VAE makes them, but it takes 4"),
     "images of 4 channels": (configured(VAE, in_channels=4, out_channels=4), "1 or 3 channels"),
@@ -328,6 +327,7 @@ def test_a_backbone_that_is_not_what_it_seems(lab, backbone, cache, command, tmp
     configured(DIT, _class_name="Transformer2DModel", cross_attention_dim=None),
     configured(DIT, out_channels=None),
     configured(VAE, shift_factor=0.),
+    configured(VAE, shift_factor=.1159),
     indexed(id2label="GONE", vae="GONE"),
 ])
 def test_what_is_only_unusual_is_loaded(lab, backbone, change):

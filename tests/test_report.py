@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from manifoldgd.backbones.backbone import tiny_backbone
+from manifoldgd.backbones.licences import UNKNOWN, find_licence
 from manifoldgd.cli import main, parse
 from manifoldgd.config.commands import MetricsConfig, ReportConfig
 from manifoldgd.config.presets import DistillConfig, resolve, same_run
@@ -26,7 +27,7 @@ from manifoldgd.errors import InputError
 from manifoldgd.evaluation.accuracy import COLUMNS as RESULTS
 from manifoldgd.evaluation.measurement import measure_runs
 from manifoldgd.sampling.pipeline import ManifoldGDPipeline
-from manifoldgd.sharing.origin import UNKNOWN, distill_command, find_licence
+from manifoldgd.sharing.origin import distill_command
 from manifoldgd.sharing.report import write_reports
 
 VOID = {"meta", "link", "img", "br"}

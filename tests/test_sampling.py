@@ -6,6 +6,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
 )
 
 from manifoldgd.backbones.backbone import tiny_backbone
@@ -29,8 +30,9 @@ FITTING = {"clip_sample": False}
 
 
 @pytest.mark.parametrize("scheduler, words", [
-    (FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler .no diffusion."),
-    (DDIMScheduler(prediction_type="v_prediction", **FITTING), "DDIMScheduler .v_prediction."),
+    (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "has `stochastic_sampling`"),
+    (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "has `invert_sigmas`"),
+    (FlowMatchHeunDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler for a flow, but got"),
     (EulerDiscreteScheduler(prediction_type="sample"), "EulerDiscreteScheduler .sample."),
     (DDIMScheduler(), "the DDIMScheduler has one of them on: it would cut every latent"),
     (DDPMScheduler(), "the DDPMScheduler has one of them on"),

@@ -19,7 +19,7 @@ from PIL import Image
 from manifoldgd.backbones.backbone import load_backbone, tiny_backbone
 from manifoldgd.config.commands import EvaluateConfig, MetricsConfig, PretrainConfig
 from manifoldgd.config.presets import DistillConfig, resolve
-from manifoldgd.data import hub
+from manifoldgd.data import hub, sources
 from manifoldgd.data.classes import (
     ClassMap,
     ImageClass,
@@ -877,3 +877,12 @@ def test_a_backbone_of_an_unreachable_hub_is_said_to_be_out_of_reach(silent, mon
 def test_a_backbone_that_the_hub_has_not_is_told(served):
     with pytest.raises(InputError, match="owner/name to be a model on the Hugging Face hub"):
         load_backbone("owner/name")
+
+
+def test_the_digits_are_those_of_scikit_learn_wherever_it_keeps_them(monkeypatch, tmp_path):
+    found = sources.read_digits()
+    elsewhere = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(sources, "find_spec", lambda name: elsewhere)
+    for ours, theirs in zip(found, sources.read_digits()):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype

@@ -26,6 +26,7 @@ import torch
 
 from .backbone import Backbone, hash_networks
 from .kept import keep_tensors, look_into, read_kept
+from .vaes import raw_latents, scale_latents, unscale_latents
 from manifoldgd.core import (
     cache_folder,
     free_memory,
@@ -50,8 +51,7 @@ def encode(
     images: torch.Tensor,  # (N, C, H, W) in [-1, 1]
 ) -> torch.Tensor:  # (N, c, h, w) scaled latents
     "Encode images as scaled posterior means."
-    posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
-    return posterior.mean * vae.config.scaling_factor
+    return scale_latents(vae, raw_latents(vae, images))
 
 # %% ../../nbs/backbones/latents.ipynb #838eed50
 DECODED_PIXELS = 16 * 256**2  # at most, of the images that are decoded at once
@@ -64,7 +64,7 @@ def decode(
     device=None,  # where the VAE computes; None: where its weights are
 ) -> torch.Tensor:  # (N, C, H, W) in [-1, 1], float32
     "Decode scaled latents into images, 16 at once or fewer: images are large, latents are not."
-    latents = latents.to(device or vae.device, vae.dtype) / vae.config.scaling_factor
+    latents = unscale_latents(vae, latents.to(device or vae.device, vae.dtype))
     pixels = latents[0, 0].numel() * 4 ** (len(vae.config.block_out_channels) - 1)
     parts = latents.split(max(1, min(16, DECODED_PIXELS // pixels)))
     return torch.cat([vae.decode(part).sample.float().clamp(-1, 1) for part in parts])

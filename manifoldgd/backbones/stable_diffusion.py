@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROMPT', 'FAMILIES', 'PARTS', 'PREDICTIONS', 'FILES', 'class_prompt', 'encode_text', 'expect_short', 'encode_prompts',
-           'noise_from_v', 'more_for_xl', 'StableDiffusion', 'tiny_tokenizer', 'tiny_text_encoder', 'tiny_unet',
+           'more_for_xl', 'StableDiffusion', 'tiny_tokenizer', 'tiny_text_encoder', 'tiny_unet',
            'tiny_stable_diffusion', 'diffusers_pipeline', 'expect_transformers', 'check_parts', 'check_words',
            'load_texts', 'load_stable_diffusion', 'load_checked']
 
@@ -24,6 +24,7 @@ from manifoldgd.backbones.checks import (
     completed,
     quiet_diffusers,
 )
+from .predictions import prediction_of
 from ..data.classes import ImageClass, split_names
 from ..data.hub import one_line
 from ..errors import InputError
@@ -89,15 +90,6 @@ def encode_prompts(
     encoded = [encode_text(*text, different, layer=-2) for text in texts]
     states = torch.cat([states for states, _ in encoded], dim=-1)
     return {"states": states[place], "pooled": encoded[-1][1][place]}
-
-# %% ../../nbs/backbones/stable_diffusion.ipynb #5d00000e
-def noise_from_v(
-    v: torch.Tensor,  # (N, C, H, W) predicted v
-    x: torch.Tensor,  # (N, C, H, W) noisy samples x_t
-    alpha_cumprod: torch.Tensor,  # abar_t: a number
-) -> torch.Tensor:  # (N, C, H, W) predicted noise
-    "Turn a prediction of v into one of the noise (Salimans and Ho, 2022)."
-    return alpha_cumprod.sqrt() * v + (1 - alpha_cumprod).sqrt() * x
 
 # %% ../../nbs/backbones/stable_diffusion.ipynb #5d000043
 def more_for_xl(
@@ -167,16 +159,13 @@ class StableDiffusion(LatentModel):
         x: torch.Tensor,  # (N, C, H, W) noisy samples x_t
         t: torch.Tensor,  # timestep, a number
         condition: dict,  # of N prompts, as `condition` makes it
-    ) -> tuple:  # predicted noise (N, C, H, W); None in place of a variance
-        "Predict the noise."
+    ) -> tuple:  # prediction (N, C, H, W); None in place of a variance
+        "Predict noise or v."
         dtype = self.unet.dtype
         more = more_for_xl(condition, self.image_size, dtype) if self.is_xl else None
         states = condition["states"].to(dtype)
-        output = self.unet(x.to(dtype), t, states, added_cond_kwargs=more).sample.to(x.dtype)
-        if self.scheduler.config.prediction_type == "v_prediction":
-            abar = self.scheduler.alphas_cumprod.to(x)[t.long()]
-            output = noise_from_v(output, x, abar)
-        return output, None
+        output = self.unet(x.to(dtype), t, states, added_cond_kwargs=more).sample
+        return output.to(x.dtype), None
 
 # %% ../../nbs/backbones/stable_diffusion.ipynb #5d000014
 def tiny_tokenizer(
@@ -411,7 +400,7 @@ def load_checked(
     vae = completed(AutoencoderKL, configs["vae"])
     check_sizes(spec, "vae", vae)
     check_vae(spec, vae)
-    check_noise(spec, scheduler.alphas_cumprod)
+    check_noise(spec, scheduler.alphas_cumprod, prediction_of(scheduler).name)
     safe = {"use_safetensors": True} | options
     networks = [load_network(cls, spec, spec, part, **safe) for part, cls in classes.items()]
     return *networks, scheduler, load_texts(spec, spec, FAMILIES[index["_class_name"]], **options)

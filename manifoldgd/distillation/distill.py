@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNBALANCED', 'SOME', 'FAR', 'Inputs', 'open_inputs', 'check_ipc', 'warn_of_imbalance', 'Session', 'open_session',
-           'needs_prototypes', 'choice_of', 'prepare', 'metadata_line', 'make_and_save', 'title_of', 'make_here',
-           'spread_of', 'bank_spread', 'real_spread', 'warn_of_spread', 'session_in_worker', 'prepare_class', 'lacking',
-           'unprepared', 'expect_prepared', 'maker_in_worker', 'make_unit', 'prepare_elsewhere', 'make_elsewhere',
-           'distill', 'make_missing', 'warn_of_lost_trace']
+           'needs_prototypes', 'needs_latents', 'choice_of', 'gather', 'prepare', 'metadata_line', 'make_and_save',
+           'title_of', 'make_here', 'spread_of', 'bank_spread', 'real_spread', 'warn_of_spread', 'session_in_worker',
+           'prepare_class', 'prepare_method', 'lacking', 'unprepared', 'method_is_prepared', 'expect_prepared',
+           'maker_in_worker', 'make_unit', 'prepare_elsewhere', 'make_elsewhere', 'distill', 'make_missing',
+           'warn_of_lost_trace']
 
 # %% ../../nbs/distillation/distill.ipynb #f32355a3
 import hashlib
@@ -32,7 +33,7 @@ from manifoldgd.backbones.latents import (
     name_shards,
 )
 from ..config.presets import DistillConfig, resolve
-from ..core import Remembered, cache_folder, pick_device, progress_bar
+from ..core import Remembered, cache_folder, keep_memory, pick_device, progress_bar
 from manifoldgd.data.images import (
     ImageData,
     class_fingerprints,
@@ -50,7 +51,7 @@ from manifoldgd.distillation.engine import (
     torch_threads,
     until_complete,
 )
-from .makers import make_maker
+from .makers import Materials, make_maker, method_of
 from manifoldgd.distillation.runs import (
     RunFolder,
     drop_damaged,
@@ -59,9 +60,10 @@ from manifoldgd.distillation.runs import (
     new_manifest,
     save_unit,
 )
-from .units import Moments, cut, plan
+from .units import Moments, plan
 from ..errors import InputError, expect_between, shortened
 from ..prototypes.cache import Choice, cached_prototypes, prototype_file
+from ..sampling.schedulers import check_sampler
 
 # %% ../../nbs/distillation/distill.ipynb #c4000002
 @dataclass
@@ -90,10 +92,11 @@ def open_inputs(
     warn_of_imbalance(data)
     if config.images == "real" and config.prototypes == "random":
         return Inputs(data, None, [None] * len(data.classes))
-    backbone = open_backbone(config.backbone, config.prompt)
+    backbone = open_backbone(config.backbone, config.prompt, config.vae)
     if config.images == "sample":
         steps = backbone.scheduler.config.num_train_timesteps
         expect_between("num_inference_steps", config.num_inference_steps, 1, steps)
+        check_sampler(config.scheduler, backbone)
     labels = backbone.conditions(data.classes)
     warn_of_overlap(named_of(source), backbone.null_label)
     data.classes = data.classes.with_conditions(labels)
@@ -157,17 +160,27 @@ def open_session(
     run, inputs = RunFolder(Path(config.out)), open_inputs(config)
     check_ipc(config, inputs.data)
     prints = class_fingerprints(inputs.data, progress)
-    wanted = new_manifest(config, inputs.data, inputs.labels, inputs.fingerprints(prints))
+    licence = inputs.backbone.licence if inputs.backbone else "none"
+    wanted = new_manifest(
+        config, inputs.data, inputs.labels, inputs.fingerprints(prints), licence)
     manifest = run.claim(wanted | {"threads": threads})
-    units = cut(plan(inputs.data.classes, config.ipc), config.batch_size)
+    jobs = plan(inputs.data.classes, config.ipc)
+    units = method_of(config).cut(jobs, config.batch_size)
     return Session(config, run, inputs, prints, manifest, units)
 
 # %% ../../nbs/distillation/distill.ipynb #c4000022
 def needs_prototypes(
     session: Session,
 ) -> bool:
-    "Tell whether real latents and prototypes have a part in a run."
+    "Tell whether prototypes, and so real latents, have a part in a run."
     return session.inputs.backbone is not None and session.config.prototypes != "none"
+
+
+def needs_latents(
+    session: Session,
+) -> bool:
+    "Tell whether real latents have a part in a run."
+    return needs_prototypes(session) or method_of(session.config).reads_latents
 
 
 def choice_of(
@@ -178,21 +191,33 @@ def choice_of(
         config.ipc, config.prototypes, config.prototype_kind, config.start_depth, config.seed)
 
 # %% ../../nbs/distillation/distill.ipynb #c4000005
+def gather(
+    session: Session,
+    progress: bool = False,  # show progress bars
+) -> Materials:
+    "Encode the data and choose the prototypes, if there is a need."
+    config, inputs = session.config, session.inputs
+    if inputs.backbone and inputs.backbone.device.type == "cpu":
+        keep_memory()  # every step asks for the same again
+    workers = None if config.workers == "auto" else config.workers
+    bank = prototypes = None
+    if needs_latents(session):
+        bank = latent_bank(
+            inputs.backbone, inputs.data, session.prints, progress=progress, workers=workers)
+    if needs_prototypes(session):
+        prototypes = cached_prototypes(
+            bank, inputs.data.classes, choice_of(config), progress, workers)
+    return Materials(config, inputs.data, inputs.backbone, inputs.labels, bank, prototypes)
+
+# %% ../../nbs/distillation/distill.ipynb #4c016618
 def prepare(
     session: Session,
     progress: bool = False,  # show progress bars
 ) -> tuple:  # a maker of images; the bank of real latents, or None
-    "Encode the data and choose the prototypes, if there is a need, and make the maker."
-    config, inputs = session.config, session.inputs
-    rest = (config, inputs.data, inputs.backbone, inputs.labels)
-    if not needs_prototypes(session):
-        return make_maker(*rest), None
-    workers = None if config.workers == "auto" else config.workers
-    bank = latent_bank(
-        inputs.backbone, inputs.data, session.prints, progress=progress, workers=workers)
-    prototypes = cached_prototypes(
-        bank, inputs.data.classes, choice_of(config), progress, workers)
-    return make_maker(*rest, bank, prototypes), bank
+    "Prepare all that comes before the first image, and make the maker."
+    materials = gather(session, progress)
+    method_of(session.config).prepare(materials, progress)
+    return make_maker(**vars(materials)), materials.bank
 
 # %% ../../nbs/distillation/distill.ipynb #c4000008
 def metadata_line(
@@ -331,21 +356,32 @@ def prepare_class(
     data = select_classes(inputs.data, [c])
     bank = latent_bank(
         inputs.backbone, data, [session.prints[c]], progress=False, workers=threads)
-    cached_prototypes(bank, data.classes, choice_of(config), False, threads)
+    if needs_prototypes(session):
+        cached_prototypes(bank, data.classes, choice_of(config), False, threads)
+
+
+def prepare_method(
+    config: DistillConfig,  # resolved
+    _=None,  # an engine calls it with an item; there is one
+):
+    "Prepare what a reference needs before the first unit, in a worker; it is kept in the cache."
+    method_of(config).prepare(gather(session_in_worker(config)))
 
 # %% ../../nbs/distillation/distill.ipynb #c4000026
 def lacking(
     session: Session,
 ) -> tuple:  # numbers of the classes without latents in the cache, and of those without prototypes
     "Look what the cache holds."
-    if not needs_prototypes(session):
+    if not needs_latents(session):
         return [], []
     classes, choice = session.inputs.data.classes, choice_of(session.config)
     shards = name_shards(session.inputs.backbone, session.inputs.data, session.prints)
+    unencoded = [c for c, shard in enumerate(shards) if not shard.is_whole()]
+    if not needs_prototypes(session):
+        return unencoded, []
     keys = [choice.key(shard.key, info.folder) for shard, info in zip(shards, classes)]
     chosen = [prototype_file(info.folder, key) for info, key in zip(classes, keys)]
-    return ([c for c, shard in enumerate(shards) if not shard.is_whole()],
-            [c for c, path in enumerate(chosen) if not path.exists()])
+    return unencoded, [c for c, path in enumerate(chosen) if not path.exists()]
 
 
 def unprepared(
@@ -355,16 +391,28 @@ def unprepared(
     return sorted(set().union(*lacking(session)))
 
 
+def method_is_prepared(
+    session: Session,  # whose classes are prepared
+) -> bool:
+    "Tell whether a reference, if there is one, finds in the cache what it needs."
+    config = session.config
+    return config.reference == "none" or method_of(config).is_prepared(gather(session))
+
+
 def expect_prepared(
     session: Session,
 ):
     "Raise an `InputError` if a worker does not see what was prepared."
+    shared = "Set MANIFOLDGD_CACHE to a folder that all machines share."
     missing = unprepared(session)
     if missing:
         raise InputError(
             f"Expected the latents and prototypes of all classes in {cache_folder()} on every "
-            f"machine, but {len(missing)} are not there. Set MANIFOLDGD_CACHE to a folder that "
-            "all machines share.")
+            f"machine, but {len(missing)} are not there. {shared}")
+    if not method_is_prepared(session):
+        raise InputError(
+            f"Expected what {session.config.reference} prepares in {cache_folder()} on every "
+            f"machine, but it is not there. {shared}")
 
 # %% ../../nbs/distillation/distill.ipynb #c4000027
 @lru_cache(maxsize=1)
@@ -396,11 +444,14 @@ def prepare_elsewhere(
     engine: Engine,
     progress: bool,  # show a progress bar
 ):
-    "Let workers encode the classes and choose their prototypes."
-    missing = unprepared(session)
+    "Let workers encode the classes and choose their prototypes, and one prepare a reference."
+    missing, config = unprepared(session), session.config
     with progress_bar(len(missing), "prepare", "classes", progress) as bar:
-        for _ in engine.map(partial(prepare_class, session.config), missing):
+        for _ in engine.map(partial(prepare_class, config), missing):
             bar.update()
+    if not unprepared(session) and not method_is_prepared(session):
+        for _ in engine.map(partial(prepare_method, config), [0]):
+            pass
     expect_prepared(session)
 
 

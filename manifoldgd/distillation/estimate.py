@@ -39,9 +39,10 @@ from manifoldgd.distillation.distill import (
     open_inputs,
 )
 from .engine import torch_threads, visible_gpus
-from .makers import make_maker
+from .makers import make_maker, method_of
 from .runs import RunFolder
-from .units import cut, plan, png_bytes
+from .units import plan, png_bytes
+from ..errors import InputError
 from ..prototypes.levels import Prototypes
 from ..prototypes.selection import class_prototypes
 
@@ -62,7 +63,8 @@ def look_at(
     "Open a run to look at it; the mistakes that `distill` would find are found."
     run, inputs = RunFolder(Path(config.out)), open_inputs(config)
     check_ipc(config, inputs.data)
-    units = cut(plan(inputs.data.classes, config.ipc), config.batch_size)
+    jobs = plan(inputs.data.classes, config.ipc)
+    units = method_of(config).cut(jobs, config.batch_size)
     return Session(config, run, inputs, known_fingerprints(inputs.data), {}, units)
 
 # %% ../../nbs/distillation/estimate.ipynb #e5000009
@@ -311,6 +313,9 @@ def dry_run(
 ) -> Outlook:
     "Plan a run and estimate what it will take; make nothing."
     start, config = time.perf_counter(), resolve(config)
+    if config.reference != "none":
+        raise InputError(f"Expected a preset without a reference for a dry run, but got "
+                         f"{config.reference!r}: what it prepares cannot be timed by two steps.")
     device = pick_device(config.device)
     session = look_at(config)
     inputs = session.inputs

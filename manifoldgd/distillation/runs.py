@@ -28,7 +28,13 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..config.presets import IGNORED, DistillConfig, preset_values, same_run
+from manifoldgd.config.presets import (
+    IGNORED,
+    DistillConfig,
+    filled_in,
+    preset_values,
+    same_run,
+)
 from ..config.settings import check_config, from_dict, to_dict
 from manifoldgd.core import (
     creating,
@@ -72,6 +78,7 @@ def new_manifest(
     data: ImageData,
     labels: list,  # the backbone's label of each class
     fingerprints: tuple,  # of the data and the backbone
+    licence: str = "none",  # of the backbone's weights
 ) -> dict:
     "Describe a run that is about to begin."
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
@@ -80,6 +87,7 @@ def new_manifest(
         "classes": ClassMap(data.classes).with_conditions(labels).rows(),
         "data_fingerprint": fingerprints[0],
         "backbone_fingerprint": fingerprints[1],
+        "backbone_licence": licence,
         "skipped": [{"file": file, "reason": reason} for file, reason in data.skipped],
         "versions": versions,
         "commit": git_commit(),
@@ -92,7 +100,7 @@ def differences(
     wanted: dict,  # the manifest of what is asked for
 ) -> list:  # names of what differs
     "Compare two manifests by what they make."
-    configs = [from_dict(DistillConfig, m["config"]) for m in (stored, wanted)]
+    configs = [filled_in(from_dict(DistillConfig, m["config"])) for m in (stored, wanted)]
     inputs = ("data_fingerprint", "backbone_fingerprint", "classes")
     return same_run(*configs) + [key for key in inputs if stored.get(key) != wanted[key]]
 
@@ -625,7 +633,7 @@ def read_run(
         raise InputError(f"Expected a finished run, but {folder} is not. Repeat its "
                          "`manifoldgd distill` command to finish it.")
     expect_unchanged(folder, manifest)
-    config = from_dict(DistillConfig, manifest["config"])
+    config = filled_in(from_dict(DistillConfig, manifest["config"]))
     group = group_key(config, manifest["data_fingerprint"], manifest["backbone_fingerprint"])
     data = FolderImages(folder / "images", folder.name)
     return Run(str(folder), config, group, data, data.fingerprint())

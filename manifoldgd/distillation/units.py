@@ -11,7 +11,6 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from PIL import Image
 
@@ -92,7 +91,7 @@ class Batch:
     "The images of a unit, and what is known about their making."
 
     images: list  # of PIL images, one for each job
-    trace: pd.DataFrame = None  # what the guidance did, if it was traced
+    trace: object = None  # what the guidance did, if it was traced: a `DataFrame` of pandas
     moments: Moments = None  # of the finished latents, if there are some
 
 # %% ../../nbs/distillation/units.ipynb #c500000f

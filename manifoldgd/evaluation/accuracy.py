@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['BUDGET', 'TINY', 'COLUMNS', 'KEY', 'Bench', 'load_bench', 'expect_same_classes', 'labels_for', 'image_size',
            'default_for', 'in_color', 'choose_protocol', 'explain_protocol', 'Training', 'read_sets', 'set_trainings',
-           'expect_comparable', 'list_trainings', 'student_seed', 'train_on_set', 'train_and_test', 'student_pool',
-           'end_with', 'work_of', 'choose_workers', 'kind_of', 'measure_kind', 'total_seconds', 'estimate_seconds',
-           'about', 'say_work', 'say_cost', 'suggest_protocol', 'describe_set', 'made_with', 'describe', 'matches',
-           'read_rows', 'add_row', 'find_row', 'trainings_in_worker', 'train_in_worker', 'train_in_cluster', 'announce',
-           'print_notes', 'evaluate']
+           'expect_comparable', 'list_trainings', 'student_seed', 'teacher_of', 'make_teachers', 'train_on_set',
+           'train_and_test', 'student_pool', 'end_with', 'work_of', 'choose_workers', 'kind_of', 'measure_kind',
+           'total_seconds', 'estimate_seconds', 'about', 'say_work', 'say_cost', 'suggest_protocol', 'describe_set',
+           'made_with', 'describe', 'matches', 'read_rows', 'add_row', 'find_row', 'trainings_in_worker',
+           'train_in_worker', 'train_in_cluster', 'announce', 'print_notes', 'evaluate']
 
 # %% ../../nbs/evaluation/accuracy.ipynb #966fae4e
 import json
@@ -45,7 +45,8 @@ from manifoldgd.core import (
     progress_bar,
 )
 from ..data.hub import asking_hub
-from ..data.images import mean_and_std
+from ..data.images import RESIZINGS, ImageData, mean_and_std
+from ..data.pixels import Pixels, pixels_of
 from ..data.sources import load_data
 from ..distillation.engine import open_engine
 from ..errors import InputError, expect_one_of, plain
@@ -62,6 +63,7 @@ from manifoldgd.students.cost import (
     training_memory,
     workload,
 )
+from ..students.teacher import Ordered, kept_teacher
 from ..students.training import top1, train_student
 
 # %% ../../nbs/evaluation/accuracy.ipynb #6a2c245f
@@ -69,10 +71,11 @@ from ..students.training import top1, train_student
 class Bench:
     "What every student of a dataset is measured with."
     name: str  # of the dataset
-    images: torch.Tensor  # (n, C, S, S) test images in [-1, 1]
+    images: Pixels  # (n, C, S, S) test images in [-1, 1]
     classes: list  # the class folder of every test image
     mean_std: tuple  # of the real training images: (C,) each, or None if they are not needed
     fingerprint: str  # of the test data
+    real: ImageData = None  # the real training images, where a teacher learns from them
 
 # %% ../../nbs/evaluation/accuracy.ipynb #83f55570
 def load_bench(
@@ -81,13 +84,18 @@ def load_bench(
     channels: int,
     split: str = "test",  # "test", or "validation" to choose settings by
     measured: bool = True,  # whether students are normalized by the training images
+    resize: str = "bicubic",  # as protocols name it
+    taught: bool = False,  # whether students have a teacher
 ) -> Bench:
     "Load the test images of a dataset, and measure its training images."
     test = load_data(source, split)
-    images = test.images(size=size, channels=channels)
+    crop = RESIZINGS[resize]
+    images = pixels_of(test, size, channels, crop, workers=os.cpu_count())
     folders = [test.classes[c].folder for c in test.labels]
-    mean_std = mean_and_std(load_data(source), size, channels) if measured else None
-    return Bench(test.name, images, folders, mean_std, test.fingerprint())
+    real = load_data(source) if measured or taught else None
+    mean_std = mean_and_std(real, size, channels, crop) if measured else None
+    prints = test.fingerprint()
+    return Bench(test.name, images, folders, mean_std, prints, real if taught else None)
 
 # %% ../../nbs/evaluation/accuracy.ipynb #ef4bab16
 def expect_same_classes(
@@ -207,7 +215,9 @@ def set_trainings(
     named = PROTOCOLS[name]
     measured = named.normalization == "train"
     with asking_hub(named=config.data is not None):
-        bench = open_bench(judged.source, named.image_size, channels, config.split, measured)
+        size, resize, taught = named.image_size, named.resize, bool(named.teacher)
+        bench = open_bench(
+            judged.source, size, channels, config.split, measured, resize, taught)
     trainings = []
     for student in config.students or [None]:
         protocol = adapt(named, len(judged.data.classes), channels, student)
@@ -252,6 +262,32 @@ def student_seed(
     generator = image_generator(training.judged.seed, "training", training.seed)
     return generator.initial_seed()
 
+# %% ../../nbs/evaluation/accuracy.ipynb #07480e7d
+def teacher_of(
+    training: Training,
+    device: torch.device,
+    progress: bool = False,  # show a progress bar if it has to be trained
+) -> torch.nn.Module:  # None: the labels are hard
+    "Find the teacher of a training, or train it."
+    bench = training.bench
+    if not training.protocol.teacher:
+        return None
+    channels = bench.images.shape[1]
+    settings = (training.protocol, channels, bench.mean_std, device, progress)
+    known = [c.folder for c in bench.real.classes]
+    wanted = [c.folder for c in training.judged.data.classes]
+    return Ordered(kept_teacher(bench.real, *settings), known, wanted)
+
+
+def make_teachers(
+    trainings: list,  # of `Training`: those that are missing
+    device: torch.device,
+    progress: bool,  # show a progress bar
+):
+    "Train the teachers that are missing before any student asks for them."
+    for training in {(id(t.bench), t.protocol.teacher): t for t in trainings}.values():
+        teacher_of(training, device, progress)
+
 # %% ../../nbs/evaluation/accuracy.ipynb #f5d5eaf7
 def train_on_set(
     training: Training,
@@ -263,11 +299,13 @@ def train_on_set(
     judged = training.judged
     bench = training.bench
     channels = bench.images.shape[1]
-    images = judged.data.images(size=training.protocol.image_size, channels=channels)
+    protocol = training.protocol
+    crop = RESIZINGS[protocol.resize]
+    images = pixels_of(judged.data, protocol.image_size, channels, crop)
     return train_student(
         images,
         judged.data.labels,
-        training.protocol,
+        protocol,
         n_classes=len(judged.data.classes),
         ipc=judged.ipc,
         seed=student_seed(training),
@@ -275,6 +313,7 @@ def train_on_set(
         device=device,
         look=look,
         on_step=on_step,
+        teacher=teacher_of(training, device),
     )
 
 # %% ../../nbs/evaluation/accuracy.ipynb #46766365
@@ -695,6 +734,7 @@ def evaluate(
             add_row(config.out, row)
         return pd.DataFrame(done)[list(COLUMNS)]
     todo = [trainings[i] for i in missing]
+    make_teachers(todo, device, progress)
     works = [work_of(training, config.best) for training in todo]
     workers = choose_workers(works, device, config.workers)
     with student_pool(device, workers) as (pool, stopped):

@@ -303,7 +303,9 @@ def find_backbone(
     if not config.backbone and not used:
         return None
     with asking_hub(named=config.backbone is not None):
-        backbone = open_backbone(config.backbone or used[0].config.backbone)
+        made_with = used[0].config if used else None
+        backbone = (open_backbone(config.backbone) if config.backbone
+                    else open_backbone(made_with.backbone, None, made_with.vae))
     if not config.backbone:
         expect_same_backbone(backbone, used[0])
     return backbone.to(pick_device(config.device))

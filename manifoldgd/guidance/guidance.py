@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..backbones.predictions import Noise
 from ..config.presets import DEFAULTS, DistillConfig
 from ..config.settings import check_values
 from ..errors import InputError, expect_one_of
@@ -31,6 +32,19 @@ class Step:
     next_alpha_cumprod: float = math.nan  # abar of the next step, 1 at the end
     score_move: float = math.nan  # move of the next sample for a score of length 1
     step_noise: torch.Tensor = math.nan  # deviation of the step's noise: a number or (B, D)
+    scale: float = 1.  # of signal and noise together: sqrt(alpha^2 + sigma^2)
+    next_scale: float = 1.  # of the next step
+    prediction: object = Noise()  # what the model predicts: one of `backbones.predictions`
+
+    @property
+    def alpha(self) -> float:
+        "The factor of the clean sample in x."
+        return self.scale * math.sqrt(self.alpha_cumprod)
+
+    @property
+    def sigma(self) -> float:
+        "The factor of the noise in x."
+        return self.scale * math.sqrt(1 - self.alpha_cumprod)
 
 # %% ../../nbs/guidance/guidance.ipynb #6fd10d23
 ANNEALINGS = {
@@ -73,14 +87,14 @@ class Window:
 
 # %% ../../nbs/guidance/guidance.ipynb #a1000004
 class ScoreRule:
-    "The vector is a score: it changes the predicted noise."
+    "The vector is a score: it moves the clean sample that the model has in mind."
 
     name = "score"
 
-    def change_noise(self, noise_pred, g, step):  # (B, ...), (B, D), Step -> (B, ...)
-        "Subtract the vector, at the noise level of the step."
-        change = math.sqrt(1 - step.alpha_cumprod) * g
-        return noise_pred - change.reshape(noise_pred.shape).to(noise_pred.dtype)
+    def change_output(self, output, g, step):  # (B, ...), (B, D), Step -> (B, ...)
+        "Subtract the vector from the model's prediction, at the noise level of the step."
+        change = step.prediction.factor(step.alpha, step.sigma) * g
+        return output - change.reshape(output.shape).to(output.dtype)
 
     def push(self, g, step):  # (B, D), Step -> (B, D)
         "How far the next sample moves."
@@ -96,9 +110,9 @@ class MeanRule:
 
     name = "mean"
 
-    def change_noise(self, noise_pred, g, step):  # (B, ...), (B, D), Step -> (B, ...)
-        "Leave the predicted noise."
-        return noise_pred
+    def change_output(self, output, g, step):  # (B, ...), (B, D), Step -> (B, ...)
+        "Leave the model's prediction."
+        return output
 
     def push(self, g, step):  # (B, D), Step -> (B, D)
         "How far the next sample moves."

@@ -72,7 +72,8 @@ class NeighborPlanes:
             self.candidates = self.candidates.to(step.x0.device)
             self.dims = self.dims.to(step.x0.device)
         query, candidates = at_noise_level(
-            step.x, step.x0, step.alpha_cumprod, self.candidates, self.noise, self.generator)
+            step.x / step.scale, step.x0, step.alpha_cumprod, self.candidates, self.noise,
+            self.generator)
         neighbors, there = nearest_neighbors(
             query.to(candidates.points), candidates, self.n_neighbors, self.radius_at(s),
             self.adaptive)

@@ -53,9 +53,11 @@ def noisy_mode_vector(
     x: torch.Tensor,  # (B, D) noisy samples x_t
     prototypes: torch.Tensor,  # (B, D) one for each sample
     alpha_cumprod: float,  # abar_t
+    scale: float = 1.,  # of the samples: sqrt(alpha^2 + sigma^2), of a flow not 1
 ) -> torch.Tensor:  # (B, D)
     "The score of the noised prototype at the noisy samples."
-    return (math.sqrt(alpha_cumprod) * prototypes - x) / (1 - alpha_cumprod)
+    mean = scale * math.sqrt(alpha_cumprod) * prototypes
+    return (mean - x) / (scale ** 2 * (1 - alpha_cumprod))
 
 # %% ../../nbs/guidance/mode.ipynb #b1000007
 @dataclass
@@ -80,7 +82,7 @@ class ModeVector:
         "Make the mode vectors of a step."
         self.prototypes = self.prototypes.to(step.x0)  # moved to the device once
         if self.space == "xt":
-            return noisy_mode_vector(step.x, self.prototypes, step.alpha_cumprod)
+            return noisy_mode_vector(step.x, self.prototypes, step.alpha_cumprod, step.scale)
         spread = None if self.spread is None else self.spread.to(step.x0)
         return clean_mode_vector(step.x0, self.prototypes, spread, self.kernel, self.bandwidth)
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PHOTOS', 'GAIN', 'SHARES', 'WIDTHS', 'SIZES', 'VAE_STEPS', 'DIT_STEPS', 'HELD_OUT', 'filled', 'with_defaults',
            'with_augmentation', 'precision', 'time_step', 'training_step', 'Timing', 'judge_times', 'time_training',
-           'time_vae', 'time_dit', 'time_encoding', 'Timers', 'largest_that_fits', 'levels_for', 'widths_for',
-           'batch_sizes', 'enough_steps', 'enough_views', 'average_decay', 'precisions', 'choose_vae', 'choose_dit',
-           'stage_seconds', 'choose', 'expected_seconds', 'smallest', 'training_bytes', 'expect_room']
+           'time_vae', 'time_dit', 'time_encoding', 'Timers', 'share_of', 'largest_that_fits', 'levels_for',
+           'widths_for', 'batch_sizes', 'enough_steps', 'enough_views', 'average_decay', 'precisions', 'choose_vae',
+           'choose_dit', 'stage_seconds', 'choose', 'expected_seconds', 'smallest', 'training_bytes', 'expect_room']
 
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e004
 import dataclasses
@@ -28,9 +28,10 @@ from manifoldgd.pretraining.models import (
     latent_side,
     new_dit,
     new_vae,
-    noise_schedule,
+    reused_vae,
     vae_loss,
 )
+from .paths import noise_schedule
 
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e005
 def filled(
@@ -177,12 +178,12 @@ def time_dit(
     shape = (config.dit_batch_size, LATENT_CHANNELS, side, side)
     latents = torch.randn(shape, generator=generator)
     labels = torch.zeros(len(latents), dtype=torch.long)
-    abar = noise_schedule().alphas_cumprod
+    scheduler = noise_schedule(config.prediction)
     with torch.random.fork_rng(devices=[]):
         dit = new_dit(config, n_classes, side).to(device)
 
     def loss():
-        return dit_loss(dit, latents, labels, abar, generator)
+        return dit_loss(dit, latents, labels, scheduler, generator, config.prediction)
 
     return time_training(dit, loss, choices=choices)
 
@@ -195,7 +196,7 @@ def time_encoding(
     "Time the encoder of a VAE."
     images = torch.zeros(n, config.channels, config.image_size, config.image_size, device=device)
     with torch.random.fork_rng(devices=[]):
-        vae = new_vae(config).to(device)
+        vae = (reused_vae(config) if config.vae else new_vae(config)).to(device)
 
     def step():
         with torch.no_grad():
@@ -219,6 +220,16 @@ SIZES = ((128, 6), (192, 8), (256, 8), (384, 8), (384, 12), (512, 12))  # of the
 VAE_STEPS = 1500  # so many must fit into the time before a larger VAE is taken
 DIT_STEPS = 4000  # and before a larger DiT is taken
 HELD_OUT = .05  # of every class, for the judgement
+
+
+def share_of(
+    stage: str,  # "vae", "encode" or "dit"
+    config: PretrainConfig,
+) -> float:  # of the time
+    "Share the time out; a VAE that is reused leaves its share to the DiT."
+    if config.vae is None:
+        return SHARES[stage]
+    return {"vae": 0., "encode": SHARES["encode"], "dit": SHARES["vae"] + SHARES["dit"]}[stage]
 
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e014
 def largest_that_fits(
@@ -319,11 +330,13 @@ def choose_vae(
     device: torch.device,
     timed=time_vae,  # what measures a step
 ) -> tuple:  # the configuration with a VAE, its timing
-    "Choose the VAE: widths, batch size, steps."
+    "Choose the VAE: widths, batch size, steps. One that is reused takes no time."
+    if config.vae is not None:
+        return filled(config, batch_sizes(config)), Timing(0., low=False)
     levels = levels_for(config.image_size)
     candidates = [filled(config, {"vae_widths": widths_for(b, levels)}) for b in WIDTHS]
     candidates = [filled(c, batch_sizes(c)) for c in dict.fromkeys(candidates)]
-    seconds = SHARES["vae"] * config.minutes * 60
+    seconds = share_of("vae", config) * config.minutes * 60
     choices = precisions(config, "vae")
     chosen, timing = largest_that_fits(
         candidates, lambda c: timed(c, device, choices), seconds, VAE_STEPS
@@ -342,7 +355,7 @@ def choose_dit(
     "Choose the DiT: width, blocks, steps and the learning rate, smaller for a wide one."
     candidates = [filled(config, {"hidden_size": w, "num_layers": n}) for w, n in SIZES]
     candidates = list(dict.fromkeys(candidates))
-    seconds = SHARES["dit"] * config.minutes * 60
+    seconds = share_of("dit", config) * config.minutes * 60
     choices = precisions(config, "dit")
     chosen, timing = largest_that_fits(
         candidates, lambda c: timed(c, n_classes, device, choices), seconds, DIT_STEPS
@@ -386,7 +399,8 @@ def choose(
     timings = {"vae": vae, "dit": dit}
     low = tuple(name for name, timing in timings.items() if timing.low)
     config = filled(config, {"views": views, "held_out": HELD_OUT, "autocast": low})
-    return with_defaults(config), stage_seconds(config, n_images, vae, dit, each)
+    config = with_defaults(config)
+    return config, stage_seconds(config, n_images, vae, dit, each)
 
 # %% ../../nbs/pretraining/budget.ipynb #b0d9e018
 def expected_seconds(
@@ -397,7 +411,9 @@ def expected_seconds(
     timers: Timers = Timers(),
 ) -> dict:  # name of a stage -> seconds
     "Time a few steps of a training whose sizes and steps are given."
-    vae = timers.vae(config, device, precisions(config, "vae"))
+    vae = Timing(0., low=False)  # of a VAE that is reused
+    if config.vae is None:
+        vae = timers.vae(config, device, precisions(config, "vae"))
     dit = timers.dit(config, n_classes, device, precisions(config, "dit"))
     return stage_seconds(config, n_images, vae, dit, timers.encoding(config, device))
 

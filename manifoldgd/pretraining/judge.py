@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'WIDTH', 'LOOKS', 'SAMPLES', 'LEAST', 'SPREAD', 'split_held_out', 'at_judges_size', 'judge_protocol',
-           'train_judge', 'recognized', 'sample_latents', 'Quality', 'kept_share', 'restored', 'sampled_labels',
-           'judge_backbone', 'doubts', 'describe', 'write_quality', 'read_quality', 'warn_of_doubts']
+           'train_judge', 'recognized', 'usual_sampler', 'sample_latents', 'Quality', 'kept_share', 'restored',
+           'sampled_labels', 'judge_backbone', 'doubts', 'describe', 'write_quality', 'read_quality', 'warn_of_doubts']
 
 # %% ../../nbs/pretraining/judge.ipynb #1d6ee004
 import dataclasses
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from ..backbones.backbone import Backbone
 from ..backbones.latents import decode, encode
+from ..backbones.predictions import is_flow
 from ..config.protocols import PROTOCOLS
 from ..core import image_generator, replacing
 from ..sampling.pipeline import ManifoldGDPipeline
@@ -111,16 +112,23 @@ def recognized(
 SAMPLES = 200  # for the judge, all classes together
 
 
+def usual_sampler(
+    backbone: Backbone,
+) -> str:  # a name, for `make_scheduler`
+    "Name the default sampler of a backbone."
+    return "flow-euler" if is_flow(backbone.scheduler) else "ddpm"
+
+
 def sample_latents(
     backbone: Backbone,
     labels: list,  # of the backbone, one for each sample
     seed: int,
     guidance_scale: float = 4.,
-    scheduler: str = "ddpm",
+    scheduler: str = None,  # name of a sampler; by default the usual one
     batch_size: int = 50,
 ) -> torch.Tensor:  # (n, c, h, w) finished latents
     "Sample latents, each from a noise of its own."
-    sampler = make_scheduler(scheduler, backbone)
+    sampler = make_scheduler(scheduler or usual_sampler(backbone), backbone)
     pipe = ManifoldGDPipeline(backbone.vae, backbone.transformer, sampler, backbone.id2label)
     pipe.set_progress_bar_config(disable=True)
     generators = [image_generator(seed, str(y), k, "judge") for k, y in enumerate(labels)]
@@ -150,6 +158,7 @@ class Quality:
     decoded: float  # share of the same images, encoded and decoded
     samples: float  # share of the samples
     spread: float  # of the samples' latents, over that of the real images' latents
+    sampler: str = "ddpm"  # that made the samples, in 50 steps
 
 # %% ../../nbs/pretraining/judge.ipynb #1d6ee022
 def kept_share(
@@ -206,6 +215,7 @@ def judge_backbone(
         decoded=recognized(judge, decoded, labels),
         samples=recognized(judge, decode(backbone.vae, latents).cpu(), torch.tensor(wanted)),
         spread=(latents.std() / bank.std()).item(),
+        sampler=usual_sampler(backbone),
     )
 
 # %% ../../nbs/pretraining/judge.ipynb #1d6ee027
@@ -251,11 +261,12 @@ def describe(
     "Write the figures out in words."
     which = "held-out" if quality.held_out else "training"
     real = f"{quality.n_real} {which} images"
+    sampler = f"{quality.sampler.upper()}-50"
     return {
         f"mean squared error of the VAE on [-1, 1], {real}": f"{quality.error:.4f}",
         f"recognized by a judge, {real}": f"{quality.real:.1%}",
         "recognized when they are encoded and decoded": f"{quality.decoded:.1%}",
-        f"recognized of {quality.n_samples} samples (DDPM-50, guidance scale 4)":
+        f"recognized of {quality.n_samples} samples ({sampler}, guidance scale 4)":
             f"{quality.samples:.1%}",
         "spread of the samples' latents, real images 1": f"{quality.spread:.3f}",
     }

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Node', 'make_node', 'descend', 'ClusterTree', 'as_points', 'project_on_means', 'first_cuts', 'two_means',
-           'fall_of_inertia', 'move_points', 'Gram', 'inner_products', 'split_node', 'split_order', 'bisect_tree',
-           'DivisiveKMeans']
+           'fall_of_inertia', 'move_points', 'Gram', 'inner_products', 'split_node', 'split_order', 'bisect_tree']
 
 # %% ../../nbs/prototypes/tree.ipynb #747e8a22
 import heapq
@@ -14,9 +13,6 @@ from typing import Optional
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClusterMixin
-from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..core import to_points
 from ..errors import InputError, expect_between, expect_one_of
@@ -294,37 +290,3 @@ def bisect_tree(
                 grams[len(nodes)] = gram.part(rows) if gram else None
             nodes.append(child)
     return ClusterTree(nodes)
-
-# %% ../../nbs/prototypes/tree.ipynb #7f6cb4b8
-class DivisiveKMeans(ClusterMixin, BaseEstimator):
-    "Divisive clustering by bisecting k-means; `n_clusters` are the leaves of `tree_`."
-
-    def __init__(self,
-        n_clusters=8,  # leaves
-        *,
-        n_init=10,  # starts of each 2-means
-        split_by="inertia",  # "inertia" or "size": which leaf is split next
-        random_state=None,  # as everywhere in scikit-learn
-    ):
-        self.n_clusters = n_clusters
-        self.n_init = n_init
-        self.split_by = split_by
-        self.random_state = random_state
-
-    def fit(self, X, y=None):
-        "Grow the tree on points (N, D)."
-        X = validate_data(self, X, dtype=[np.float64, np.float32])
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        generator = torch.Generator().manual_seed(seed)
-        self.tree_ = bisect_tree(X, self.n_clusters, self.n_init, generator, self.split_by)
-        leaves = [self.tree_.nodes[i] for i in self.tree_.leaves]
-        self.labels_ = self.tree_.labels().numpy()
-        self.cluster_centers_ = torch.stack([leaf.centroid for leaf in leaves]).numpy()
-        self.inertia_ = sum(leaf.inertia for leaf in leaves)
-        return self
-
-    def predict(self, X):
-        "Find the leaf of each of other points (M, D)."
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return self.tree_.find(as_points(X)).numpy()

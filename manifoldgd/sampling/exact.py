@@ -8,6 +8,8 @@ __all__ = ['noisy_variance', 'responsibilities', 'expected_clean', 'exact_denois
 # %% ../../nbs/sampling/exact.ipynb #57f87eab
 import torch
 
+from ..backbones.predictions import level_at, prediction_of
+
 # %% ../../nbs/sampling/exact.ipynb #6b3e5566
 def noisy_variance(
     abar: torch.Tensor,  # noise level of the step, one number
@@ -43,16 +45,18 @@ def expected_clean(
 
 # %% ../../nbs/sampling/exact.ipynb #e2b94bc1
 def exact_denoiser(
-    scheduler,  # a diffusers scheduler: its `alphas_cumprod` are the noise levels
+    scheduler,  # a diffusers scheduler: its noise levels, and what is predicted
     means: torch.Tensor,  # (M, D) means of the components
     variance: float = 0.,  # s^2, along every axis
     weights: torch.Tensor = None,  # (M,) shares of the components, equal by default
-):  # (x_t, t) -> predicted noise, for x_t of shape (N, D)
+):  # (x_t, t) -> predicted noise, v or velocity, for x_t of shape (N, D)
     "Make the noise model of a mixture of Gaussians, in closed form."
     log_weights = torch.zeros(len(means)) if weights is None else weights.log()
+    prediction = prediction_of(scheduler)
 
     def eps_model(x, t):
-        abar = scheduler.alphas_cumprod[round(float(t))].to(x)
-        x0 = expected_clean(x, abar, means.to(x), variance, log_weights.to(x))
-        return (x - abar.sqrt() * x0) / (1 - abar).sqrt()
+        abar, scale = level_at(scheduler, t)
+        abar = abar.to(x)
+        x0 = expected_clean(x / scale, abar, means.to(x), variance, log_weights.to(x))
+        return prediction.output(x, x0, scale * abar.sqrt(), scale * (1 - abar).sqrt())
     return eps_model

@@ -23,7 +23,7 @@ from diffusers import (
 )
 from diffusers.image_processor import VaeImageProcessor
 
-from ..backbones.backbone import predict_noise
+from ..backbones.backbone import ask_denoiser
 from ..backbones.latents import decode
 from ..config.presets import DEFAULTS
 from ..core import draw_noise
@@ -101,7 +101,7 @@ def classifier_free(
     "Make a noise model from a class-conditional denoiser."
     null = torch.full_like(class_labels, transformer.config.num_embeds_ada_norm)
     labels = {"class_labels": torch.cat([class_labels, null])}
-    predict, interval = partial(predict_noise, transformer), Window(cfg_start, cfg_stop)
+    predict, interval = partial(ask_denoiser, transformer), Window(cfg_start, cfg_stop)
     return NoiseModel(predict, labels, guidance_scale, cfg_channels, interval)
 
 # %% ../../nbs/sampling/pipeline.ipynb #e584572e
@@ -235,7 +235,7 @@ class ManifoldGDPipeline(DiffusionPipeline):
     def __init__(self,
         vae: AutoencoderKL,
         transformer: DiTTransformer2DModel,
-        scheduler,  # of diffusers, for a model that predicts noise
+        scheduler,  # of diffusers, for what the transformer predicts
         id2label: dict = None,  # label -> class name
     ):
         super().__init__()

@@ -7,7 +7,6 @@ __all__ = ['PANELS', 'record_table', 'trace_table', 'chain_end', 'chain_mean', '
            'denoising_images', 'draw_image', 'plot_denoising']
 
 # %% ../../nbs/sampling/trace.ipynb #848a211c
-import pandas as pd
 import torch
 
 from ..backbones.backbone import Backbone
@@ -25,8 +24,10 @@ from .schedulers import make_scheduler
 def record_table(
     record: dict,  # of one step: name -> a number, or a tensor (N,)
     images: list = None,  # names of the N samples, by default their numbers
-) -> pd.DataFrame:
+):  # a `DataFrame` of pandas
     "Turn the record of one step into a table with one row per sample."
+    import pandas as pd  # here: only runs that trace need it
+
     columns = {"image": list(range(len(record["push"]))) if images is None else images}
     for name, value in record.items():
         columns[name] = value.double().cpu().numpy() if torch.is_tensor(value) else value
@@ -36,8 +37,10 @@ def record_table(
 def trace_table(
     trace: list,  # as `sample` returns it
     images: list = None,  # names of the samples, by default their numbers
-) -> pd.DataFrame:
+):  # a `DataFrame` of pandas
     "Turn a trace into a table with one row per step and sample."
+    import pandas as pd  # here: only runs that trace need it
+
     tables = [record_table(record, images) for record in trace]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
@@ -106,7 +109,7 @@ PANELS = {
 
 def draw_panel(
     ax,  # matplotlib axes
-    table: pd.DataFrame,  # a trace
+    table,  # a trace, as a `DataFrame`
     name: str,  # a column of it
 ):
     "Draw one column of a trace: its median and its band over the steps."
@@ -125,7 +128,7 @@ def draw_panel(
 
 # %% ../../nbs/sampling/trace.ipynb #0507ae51
 def plot_trace(
-    table: pd.DataFrame,  # as `trace_table` makes it, or a run's trace.csv
+    table,  # as `trace_table` makes it, or a run's trace.csv
 ):  # a matplotlib figure
     "Draw what a guidance did, step by step."
     import matplotlib.pyplot as plt  # here, so that a command that draws nothing never loads it

@@ -4,20 +4,19 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'PROTOTYPES', 'GUIDANCES', 'SAMPLING', 'UNREAD_WITH', 'COLUMNS', 'MOST_CLASSES', 'USE', 'SIZES',
-           'public_name', 'known_terms', 'data_terms', 'weights_terms', 'uses_weights', 'tell_terms', 'section_terms',
+           'public_name', 'data_terms', 'weights_terms', 'uses_weights', 'tell_terms', 'section_terms',
            'describe_making', 'card_settings', 'section_making', 'section_content', 'section_citation', 'licence_of',
            'card_head', 'dataset_card', 'write_card']
 
 # %% ../../nbs/sharing/card.ipynb #509c62d7
 import dataclasses
-import json
 from pathlib import Path
 
 import yaml
 from PIL import Image
 
+from ..backbones.licences import known_terms
 from ..config.presets import IGNORED, DistillConfig
-from ..core import packaged
 from ..data.classes import imagenet_labels
 from ..data.images import open_image, read_image_file
 from ..distillation.runs import SHOWN, gallery
@@ -34,11 +33,6 @@ def public_name(
     return spec
 
 # %% ../../nbs/sharing/card.ipynb #152caefe
-def known_terms() -> dict:  # "data" and "weights" -> key -> dict with name, terms and url
-    "Read what is known about the terms of data and weights."
-    return json.loads(packaged("tables", "licences.json").read_text())
-
-
 def data_terms(
     distilled: DistilledSet,
 ) -> dict:  # with name, terms and url; None: not known

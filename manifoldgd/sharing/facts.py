@@ -14,6 +14,7 @@ from typing import Optional
 
 import pandas as pd
 
+from ..backbones.licences import find_licence, known_terms
 from ..config.presets import DistillConfig
 from ..data.images import ImageData
 from ..evaluation.comparison import accuracy_columns, difference_columns, summarize
@@ -22,7 +23,6 @@ from .card import data_terms, weights_terms
 from .formats import DistilledSet
 from manifoldgd.sharing.origin import (
     changed_settings,
-    find_licence,
     is_read,
     method_fields,
     shown_path,
@@ -309,6 +309,8 @@ def ingredients_of(
     if uses_backbone(run):
         weights = ("Weights", run.config.backbone, manifest["backbone_fingerprint"])
         found[weights] = weights_terms(run.config)
+    if uses_backbone(run) and run.config.vae:
+        found["Autoencoder", run.config.vae, ""] = known_terms()["weights"].get(run.config.vae)
     return found
 
 

@@ -11,7 +11,7 @@ __all__ = ['LOST', 'TREES', 'Reference', 'open_same', 'open_reference', 'choice_
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Optional
 
@@ -80,6 +80,7 @@ def open_reference(
     device: str,  # where images are encoded
     progress: bool,  # show a progress bar
     named: tuple = (False, False),  # whether the command itself names the data, the backbone
+    vae: str = None,  # another autoencoder than the backbone's own
 ) -> Reference:
     "Open what a run was made from."
     wanted, of_weights = fingerprints
@@ -93,8 +94,9 @@ def open_reference(
     def hash_weights(backbone):
         return fingerprint_of_files(backbone, backbone_spec)
 
+    opened = partial(open_backbone, vae=vae)
     with asking_hub(named[1]):
-        backbone, problem = open_same(open_backbone, backbone_spec, of_weights, hash_weights)
+        backbone, problem = open_same(opened, backbone_spec, of_weights, hash_weights)
     if backbone is None:
         return Reference(data, None, None, f"The backbone {shown_path(backbone_spec)} {problem}")
     backbone.to(pick_device(device))
@@ -269,22 +271,23 @@ class Opener:
     def reference(self,
         run: Run,
         manifest: dict,
-        backbone: tuple,  # its name and its fingerprint
+        backbone: tuple,  # its name, its fingerprint, and its autoencoder if it is another
     ) -> Reference:
         "Open the data of a run, and a backbone."
-        spec, fingerprint = backbone
+        spec, fingerprint, vae = backbone
         folders = [c["folder"] for c in manifest["classes"]]
         source = source_of(run.config, self.config.data, folders)
         fingerprints = (manifest["data_fingerprint"], fingerprint)
         named = (self.config.data is not None, self.config.backbone is not None)
         spec = self.config.backbone or spec
-        return self.open(source, spec, fingerprints, self.config.device, self.progress, named)
+        rest = (self.config.device, self.progress, named, vae)
+        return self.open(source, spec, fingerprints, *rest)
 
     def subject(self,
         run: Run,
         label: str,  # its name among the runs of the report
         manifest: dict,
-        backbone: tuple,  # that it was made with, or is measured with: name and fingerprint
+        backbone: tuple,  # that it was made with, or is measured with: as for `reference`
     ) -> tuple:  # a `Subject`; sentences: what it cannot show
         "Collect what a report knows about a run, and what it cannot show."
         reference = self.reference(run, manifest, backbone)
@@ -306,9 +309,9 @@ def open_subjects(
     "Collect what a report knows about its runs."
     advice = "Make the run again."
     manifests = [read_manifest(Path(run.folder) / "manifest.json", advice) for run in runs]
-    backbones = [(run.config.backbone, manifest["backbone_fingerprint"])
+    backbones = [(run.config.backbone, manifest["backbone_fingerprint"], run.config.vae)
                  if uses_backbone(run) else None for run, manifest in zip(runs, manifests)]
-    shared = next(filter(None, backbones), ("", "none"))
+    shared = next(filter(None, backbones), ("", "none", None))
     opener = Opener(config, progress)
     subjects, notes = [], []
     for run, label, manifest, own in zip(runs, run_labels(runs), manifests, backbones):

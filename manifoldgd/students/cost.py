@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..config.protocols import Protocol
-from .training import STUDENTS, TEST_BATCH, look_every, top1, train_student
+from ..config.protocols import Protocol, teacher_recipe
+from .teacher import untrained_teacher
+from .training import STUDENTS, look_every, tested_at_once, top1, train_student
 
 # %% ../../nbs/students/cost.ipynb #bba2a257
 @dataclass(frozen=True)
@@ -85,8 +86,11 @@ def arithmetic(
     work: Workload,
 ) -> int:
     "Count the products of a whole training with its tests."
-    passes = 3 * work.n_images * work.epochs + work.looks * work.n_test
-    return multiply_adds(work) * passes
+    seen = work.n_images * work.epochs
+    own = multiply_adds(work) * (3 * seen + work.looks * work.n_test)
+    if not work.protocol.teacher:
+        return own
+    return own + seen * multiply_adds(replace(work, protocol=teacher_recipe(work.protocol)))
 
 # %% ../../nbs/students/cost.ipynb #0037028f
 def kept_features(
@@ -114,11 +118,12 @@ def training_memory(
     "Estimate the memory of a training on a CPU."
     kept = kept_features(work, work.batch)
     step = sum(kept) + 3 * max(kept)
-    test = 3 * max(kept_features(work, min(work.n_test, TEST_BATCH)))
+    at_once = tested_at_once(work.protocol.image_size, torch.device("cpu"))
+    test = 3 * max(kept_features(work, min(work.n_test, at_once)))
     network, images = shapes_of(work, work.n_images)
     weights = sum(parameter.nbytes for parameter in network.parameters())
-    copies = 1 if work.protocol.crop else 4
-    return max(step, test) + 3 * weights + copies * images.nbytes
+    copies = 1 / 4 if work.protocol.crop else 4  # whole numbers have a quarter of the bytes
+    return max(step, test) + 3 * weights + int(copies * images.nbytes)
 
 # %% ../../nbs/students/cost.ipynb #616b032a
 def timed_steps(
@@ -134,6 +139,10 @@ def timed_steps(
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     labels = torch.arange(n) % work.n_classes
     mean_std = (torch.zeros(work.channels), torch.ones(work.channels))
+    teacher = None
+    if protocol.teacher:
+        recipe = teacher_recipe(protocol)
+        teacher = untrained_teacher(recipe, work.n_classes, work.channels).to(device)
     times = []
 
     def look(student):
@@ -142,7 +151,7 @@ def timed_steps(
         times.append(clock())
 
     student = train_student(
-        images, labels, protocol, work.n_classes, 1, 0, mean_std, device, look,
+        images, labels, protocol, work.n_classes, 1, 0, mean_std, device, look, teacher=teacher,
     )
     return student, (times[-1] - times[0]) / steps
 

@@ -95,10 +95,13 @@ class Block(nn.Module):
 def strided_stem(
     image_size: int,  # height and width of the images
 ) -> tuple:  # kernel and stride of the convolution, list of pooling layers
-    "Choose the first layers of a ResNet by the size of the images."
+    "Choose the first layers of a ResNet by the size of the images (Kim et al., 2022)."
     if image_size <= 64:
         return 3, 1, []
-    return 7, 2, [nn.MaxPool2d(3, 2, padding=1)]
+    pool = nn.MaxPool2d(3, 2, padding=1)
+    if image_size <= 128:
+        return 3, 1, [pool]
+    return 7, 2, [pool]
 
 
 def pooled_stem(

@@ -268,5 +268,8 @@ def photo_views(
     images = random_resized_crop(images, generator, protocol.crop)
     if protocol.flip:
         images = random_flip(images, generator)
-    images = color_jitter(images, generator, protocol.jitter)
-    return lighting(images, generator, protocol.lighting)
+    if protocol.jitter:
+        images = color_jitter(images, generator, protocol.jitter)
+    if protocol.lighting:
+        images = lighting(images, generator, protocol.lighting)
+    return images
