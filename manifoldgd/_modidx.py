@@ -1463,6 +1463,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/manifoldgd', 'doc_host': '
                                                                                        'manifoldgd/evaluation/sets.py'),
                                             'manifoldgd.evaluation.sets.to_pixels': ( 'evaluation/sets.html#to_pixels',
                                                                                       'manifoldgd/evaluation/sets.py'),
+                                            'manifoldgd.evaluation.sets.training_images': ( 'evaluation/sets.html#training_images',
+                                                                                            'manifoldgd/evaluation/sets.py'),
                                             'manifoldgd.evaluation.sets.with_classes': ( 'evaluation/sets.html#with_classes',
                                                                                          'manifoldgd/evaluation/sets.py'),
                                             'manifoldgd.evaluation.sets.wrong_labels': ( 'evaluation/sets.html#wrong_labels',

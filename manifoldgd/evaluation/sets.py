@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['UNKNOWN', 'IMAGENET_COLORS', 'SIDE', 'JudgedSet', 'set_of_run', 'ddranking_datasets', 'ddranking_facts',
            'tensor_colors', 'to_pixels', 'TensorImages', 'read_tensor', 'expect_images_and_labels', 'open_tensors',
-           'is_run', 'expect_set', 'open_images', 'are_numbers', 'find_by_name', 'known_orders', 'given_order',
-           'settle_classes', 'with_classes', 'thumbnails', 'some_of', 'NearestMeans', 'learn_means', 'log_fits',
-           'best_order', 'groups_of', 'gains', 'wrong_labels', 'LabelCheck', 'draw_answers', 'shifted', 'check_labels',
-           'explain_check', 'explain_order', 'tell_labels', 'count_images', 'set_of_images', 'normal',
+           'training_images', 'is_run', 'expect_set', 'open_images', 'are_numbers', 'find_by_name', 'known_orders',
+           'given_order', 'settle_classes', 'with_classes', 'thumbnails', 'some_of', 'NearestMeans', 'learn_means',
+           'log_fits', 'best_order', 'groups_of', 'gains', 'wrong_labels', 'LabelCheck', 'draw_answers', 'shifted',
+           'check_labels', 'explain_check', 'explain_order', 'tell_labels', 'count_images', 'set_of_images', 'normal',
            'source_for_images', 'names_for', 'expect_own_name', 'open_sets']
 
 # %% ../../nbs/evaluation/sets.ipynb #a20d5d1a
@@ -18,6 +18,7 @@ import json
 import math
 import pickle
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
@@ -39,6 +40,7 @@ from manifoldgd.data.classes import (
 from ..data.hub import asking_hub
 from ..data.images import ImageData, mean_and_std, resize_and_crop
 from ..data.named import find_named
+from ..data.pixels import pixels_of
 from ..data.sources import Source, load_data, source_of
 from ..distillation.runs import Run, read_run
 from ..errors import InputError, shortened
@@ -216,6 +218,18 @@ def open_tensors(
     if (pixels - pixels[:, :1]).abs().max() < 1e-4:
         pixels = pixels[:, :1]
     return TensorImages(pixels.contiguous(), labels.long(), folder.resolve().name)
+
+# %% ../../nbs/evaluation/sets.ipynb #08b2c6f8
+def training_images(
+    data: ImageData,  # a set
+    size: int,  # height and width
+    channels: int,  # 1: gray, 3: RGB
+    crop: Callable = resize_and_crop,  # (image, size) -> image
+):  # (n, channels, size, size) in [-1, 1]: a tensor, or `Pixels`
+    "Take the images of a set as students see them."
+    if isinstance(data, TensorImages) and data.pixels.shape[2:] == (size, size):
+        return data.images(size=size, channels=channels)
+    return pixels_of(data, size, channels, crop)
 
 # %% ../../nbs/evaluation/sets.ipynb #b0086840
 def is_run(
