@@ -25,7 +25,7 @@ class Preparation:
 
     size: int = 224  # height and width
     mean: tuple = (.485, .456, .406)  # of its training images, in [0, 1]
-    std: tuple = (.229, .224, .225)
+    std: tuple = (.229, .224, .225)  # likewise
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         "Prepare images (n, 1 or 3, S, S) in [-1, 1]."
