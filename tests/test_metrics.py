@@ -1,6 +1,8 @@
 """What the metrics of runs refuse, and what becomes of rows that a table holds already."""
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from manifoldgd.data.images import ArrayImages
 from manifoldgd.distillation.distill import distill
 from manifoldgd.errors import InputError
 from manifoldgd.evaluation.coverage import class_separation, coverage, nearest_distances
+from manifoldgd.evaluation.features import named_network
 from manifoldgd.evaluation.measurement import (
     KEY,
     choose_source,
@@ -243,3 +246,73 @@ def test_a_set_with_itself_has_every_neighbor():
 def test_a_score_takes_no_percent():
     with pytest.raises(InputError, match="`syn` to be between 0 and 1, but got 50.*in percent"):
         label_robust_score(real=.9, syn=50., random=.4)
+
+
+# Networks by name
+
+
+def classifier():
+    "A classifier of images of 4 pixels a side, three features."
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3), torch.nn.Linear(3, 2))
+
+
+@pytest.fixture
+def torchvision(monkeypatch):
+    "A library with one network, which wants to see 4 pixels and colors as they are."
+    wanted = SimpleNamespace(crop_size=[4], mean=[0., 0., 0.], std=[1., 1., 1.])
+    weights = SimpleNamespace(DEFAULT=SimpleNamespace(transforms=lambda: wanted))
+    models = SimpleNamespace(
+        list_models=lambda: ["tiny"],
+        get_model_weights=lambda name: weights,
+        get_model=lambda name, weights: classifier(),
+    )
+    library = SimpleNamespace(__name__="torchvision", models=models)
+    monkeypatch.setitem(sys.modules, "torchvision", library)
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+
+
+@pytest.fixture
+def timm(monkeypatch):
+    "Another library, whose networks come without their last layer if no classes are asked for."
+    wanted = {"input_size": (3, 8, 8), "mean": (.5, .5, .5), "std": (.5, .5, .5)}
+    library = SimpleNamespace(
+        is_model=lambda name: name == "small",
+        create_model=lambda name, pretrained, num_classes: torch.nn.Flatten(),
+        data=SimpleNamespace(resolve_model_data_config=lambda network: wanted),
+    )
+    monkeypatch.setitem(sys.modules, "timm", library)
+
+
+def test_a_network_of_torchvision_gives_what_its_last_layer_sees(torchvision):
+    images = torch.rand(5, 3, 4, 4) * 2 - 1
+    name, see = named_network("tiny")
+    assert name == "tiny (torchvision, 4 px)"
+    torch.testing.assert_close(see(images), classifier()[:2]((images + 1) / 2))
+
+
+def test_a_network_of_timm_sees_images_at_its_own_size(torchvision, timm):
+    name, see = named_network("small")
+    assert name == "small (timm, 8 px)"
+    torch.testing.assert_close(see(torch.ones(2, 1, 4, 4)), torch.ones(2, 192))
+
+
+def test_a_network_that_nobody_knows(torchvision, timm):
+    with pytest.raises(InputError, match="a network of torchvision or timm, or .* got 'resnot'"):
+        named_network("resnot")
+
+
+def test_metrics_by_a_named_network(config, torchvision):
+    rows = measure_runs(replace(config, features="tiny"), progress=False)
+    assert set(rows.features) == {"tiny (torchvision, 4 px) of 32 px"}
+    assert rows.value.notna().any()
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"model_type": "dinov2"}'])
+def test_a_folder_without_a_dinov2(config, tmp_path, content):
+    pytest.importorskip("transformers")
+    (tmp_path / "model").mkdir()
+    if content:
+        (tmp_path / "model" / "config.json").write_text(content)
+    with pytest.raises(InputError, match="to be a DINOv2 on the hub or in a folder, but got"):
+        named_network(str(tmp_path / "model"))

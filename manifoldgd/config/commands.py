@@ -72,9 +72,10 @@ class MetricsConfig:
     "Measure how near the images of sets are to the real ones, and how varied, beside real images."
 
     sets: tuple[str, ...] = setting(MISSING, SETS)
-    features: Literal["student", "latents"] = setting(
-        "student", "Where features come from: a small network trained on the real images (once, "
-        "then kept), or the VAE.")
+    features: str = setting(
+        "student", "Where features come from: student, a small network trained on the real images "
+        "(once, then kept); latents of the VAE; a network of torchvision or timm by name, where "
+        "installed; or the id of a DINOv2 on the hub, or its folder.")
     draws: int = setting(
         10, "Random sets of real images that are measured for comparison.", at_least=2,
         at_most=1000)

@@ -50,7 +50,13 @@ from ..data.pixels import Pixels, pixels_of
 from ..data.sources import load_data
 from ..distillation.engine import open_engine
 from ..errors import InputError, expect_one_of, plain
-from .sets import UNKNOWN, JudgedSet, open_sets, set_of_run
+from manifoldgd.evaluation.sets import (
+    UNKNOWN,
+    JudgedSet,
+    open_sets,
+    set_of_run,
+    training_images,
+)
 from .tables import add_rows, expect_writable, read_table, same_key
 from manifoldgd.students.cost import (
     Pace,
@@ -301,7 +307,7 @@ def train_on_set(
     channels = bench.images.shape[1]
     protocol = training.protocol
     crop = RESIZINGS[protocol.resize]
-    images = pixels_of(judged.data, protocol.image_size, channels, crop)
+    images = training_images(judged.data, protocol.image_size, channels, crop)
     return train_student(
         images,
         judged.data.labels,

@@ -39,6 +39,7 @@ from ..data.sources import load_data
 from ..distillation.runs import Run, read_manifest
 from ..errors import InputError, expect_between, plain, shortened
 from .accuracy import image_size
+from .features import named_network
 from .metrics import BETTER, FeatureSet, measure, real_floor
 from .sets import JudgedSet, open_sets
 from .tables import add_rows, expect_writable, read_table
@@ -242,6 +243,9 @@ def choose_source(
     elif config.features == "student":
         device = pick_device(config.device)
         name, network = student_source(data, size, channels, device, progress)
+    elif config.features != "latents":
+        name, network = named_network(config.features, pick_device(config.device))
+        name += f" of {size} px"
     elif backbone is not None:
         name = "latents"
     else:

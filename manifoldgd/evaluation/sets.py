@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['UNKNOWN', 'IMAGENET_COLORS', 'SIDE', 'JudgedSet', 'set_of_run', 'ddranking_datasets', 'ddranking_facts',
            'tensor_colors', 'to_pixels', 'TensorImages', 'read_tensor', 'expect_images_and_labels', 'open_tensors',
-           'is_run', 'expect_set', 'open_images', 'are_numbers', 'find_by_name', 'known_orders', 'given_order',
-           'settle_classes', 'with_classes', 'thumbnails', 'some_of', 'NearestMeans', 'learn_means', 'log_fits',
-           'best_order', 'groups_of', 'gains', 'wrong_labels', 'LabelCheck', 'draw_answers', 'shifted', 'check_labels',
-           'explain_check', 'explain_order', 'tell_labels', 'count_images', 'set_of_images', 'normal',
-           'source_for_images', 'names_for', 'expect_own_name', 'open_sets']
+           'training_images', 'is_run', 'expect_set', 'open_images', 'are_numbers', 'find_by_name', 'known_orders',
+           'given_order', 'settle_classes', 'with_classes', 'thumbnails', 'some_of', 'NearestMeans', 'learn_means',
+           'log_fits', 'best_order', 'best_fit', 'groups_of', 'gains', 'wrong_labels', 'LabelCheck', 'draw_answers',
+           'draw_nothing', 'shifted', 'check_labels', 'explain_check', 'explain_order', 'tell_labels', 'count_images',
+           'set_of_images', 'normal', 'source_for_images', 'names_for', 'expect_own_name', 'open_sets']
 
 # %% ../../nbs/evaluation/sets.ipynb #a20d5d1a
 import copy
@@ -18,6 +18,7 @@ import json
 import math
 import pickle
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
@@ -39,6 +40,7 @@ from manifoldgd.data.classes import (
 from ..data.hub import asking_hub
 from ..data.images import ImageData, mean_and_std, resize_and_crop
 from ..data.named import find_named
+from ..data.pixels import pixels_of
 from ..data.sources import Source, load_data, source_of
 from ..distillation.runs import Run, read_run
 from ..errors import InputError, shortened
@@ -216,6 +218,18 @@ def open_tensors(
     if (pixels - pixels[:, :1]).abs().max() < 1e-4:
         pixels = pixels[:, :1]
     return TensorImages(pixels.contiguous(), labels.long(), folder.resolve().name)
+
+# %% ../../nbs/evaluation/sets.ipynb #08b2c6f8
+def training_images(
+    data: ImageData,  # a set
+    size: int,  # height and width
+    channels: int,  # 1: gray, 3: RGB
+    crop: Callable = resize_and_crop,  # (image, size) -> image
+):  # (n, channels, size, size) in [-1, 1]: a tensor, or `Pixels`
+    "Take the images of a set as students see them."
+    if isinstance(data, TensorImages) and data.pixels.shape[2:] == (size, size):
+        return data.images(size=size, channels=channels)
+    return pixels_of(data, size, channels, crop)
 
 # %% ../../nbs/evaluation/sets.ipynb #b0086840
 def is_run(
@@ -410,6 +424,13 @@ def best_order(
     "Find the order of the classes that fits best."
     return linear_sum_assignment(-fits[:, :-1].numpy())[1].tolist()
 
+
+def best_fit(
+    fits: torch.Tensor,  # (K, C + 1)
+) -> float:
+    "Measure how well the best order fits."
+    return fits[range(len(fits)), best_order(fits)].sum().item()
+
 # %% ../../nbs/evaluation/sets.ipynb #fbc0b79f
 def groups_of(
     best: list,  # a class for each label
@@ -448,9 +469,12 @@ def wrong_labels(
     fits: torch.Tensor,  # (K, C + 1)
     assumed: list,  # the class of each label
     limit: float,  # what a group may gain by chance
+    luck: float,  # how well the best order fits images of nothing
 ) -> dict:  # label -> the class that it looks like
     "Find the labels whose classes look exchanged."
     moved = {}
+    if best_fit(fits) <= luck:
+        return moved
     for gain, clear, group in gains(fits, assumed):
         if clear and gain > limit:
             moved |= group
@@ -483,6 +507,17 @@ def draw_answers(
     return log_fits(drawn, judge.confusion())
 
 
+def draw_nothing(
+    judge: NearestMeans,
+    counts: list,  # images of each label
+    generator: torch.Generator,
+) -> torch.Tensor:  # `log_fits` of images whose looks have nothing to do with their labels
+    "Draw answers as among all real images, whatever the label."
+    share = judge.confusion().mean(0)
+    drawn = [torch.multinomial(share, n, replacement=True, generator=generator) for n in counts]
+    return log_fits(drawn, judge.confusion())
+
+
 def shifted(
     places: list,  # the class of each label
     generator: torch.Generator,
@@ -497,7 +532,7 @@ def check_labels(
     data: ImageData,  # a set, with any classes
     places: list,  # the class of each of its labels among the real ones
     judge: NearestMeans,
-    draws: int = 50,  # of real images
+    draws: int = 100,  # of real images, and of images of nothing
 ) -> LabelCheck:
     "Look whether the images of a set look like the classes of their labels."
     answers = [judge.ask(data, some_of(data, k, 20)) for k in range(len(places))]
@@ -505,7 +540,9 @@ def check_labels(
     generator = torch.Generator().manual_seed(0)
     drawn = [draw_answers(judge, places, counts, generator) for _ in range(draws)]
     limit = max((gain for fits in drawn for gain, _, _ in gains(fits, places)), default=0.)
-    noticed = [bool(wrong_labels(fits, shifted(places, generator), limit)) for fits in drawn]
+    nothing = [best_fit(draw_nothing(judge, counts, generator)) for _ in range(draws)]
+    limits = limit, torch.tensor(nothing).quantile(.95).item()
+    noticed = [bool(wrong_labels(fits, shifted(places, generator), *limits)) for fits in drawn]
     fits = log_fits(answers, judge.confusion())
     real = torch.cat([found == c for c, found in enumerate(judge.answers)])
     return LabelCheck(
@@ -513,7 +550,7 @@ def check_labels(
         asked=sum(counts),
         real_hits=real.double().mean().item(),
         fit=fits[range(len(places)), places].sum().item() > fits[:, -1].sum().item(),
-        moved=wrong_labels(fits, places, limit),
+        moved=wrong_labels(fits, places, *limits),
         noticed=sum(noticed) / draws,
     )
 
@@ -593,6 +630,7 @@ def set_of_images(
     "Open a set that is no run, and settle and check its classes."
     data = open_images(spec, real)
     places, how = settle_classes(data, real, order)
+    named = with_classes(data, real, places)
     check = check_labels(data, places, judge) if judge and len(places) > 1 else None
     assumed = are_numbers(data.classes) and not order
     finding = tell_labels(data, real, places, check, assumed)
@@ -601,7 +639,6 @@ def set_of_images(
     if n < of_all:
         counts += f" The real data have {of_all}: students are tested on these {n}."
         source = replace(source, classes=tuple(sorted(real.classes[p].folder for p in places)))
-    named = with_classes(data, real, places)
     fingerprint = named.fingerprint()
     group = hashlib.sha256(f"images {fingerprint}".encode()).hexdigest()[:12]
     return JudgedSet(
