@@ -122,7 +122,7 @@ class Timers(NoGuidance):
         self.notes = notes
         self.device = device
 
-    def active(self, index: int, count: int) -> bool:
+    def active(self, index: int, count: int, level: float = None) -> bool:
         "Be called at every step."
         return True
 

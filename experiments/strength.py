@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from controls import RandomPlanes, Rescaled
 from tqdm import tqdm
 
 from ledger import Ledger, new_parser, provenance
@@ -35,7 +36,6 @@ from manifoldgd.data.images import ImageData
 from manifoldgd.data.sources import digits_data
 from manifoldgd.evaluation.metrics import diversity, off_manifold
 from manifoldgd.geometry.neighborhood import find_candidates, stack_candidates
-from manifoldgd.geometry.tangent import TangentSpace
 from manifoldgd.guidance.guidance import NoGuidance
 from manifoldgd.guidance.manifold import ManifoldGuidance
 from manifoldgd.guidance.mode import ModeGuidance
@@ -76,35 +76,6 @@ ARMS = {
 HARDER = 3  # DDPM forgets: its strengths are this many times larger
 FEW = (0., .1, .3, 1.)  # of the strengths, where the sweep is not complete
 FEW_OF_MODE = (.03, .1, .3)
-
-
-class Rescaled(ManifoldGuidance):
-    "The mode vector, at the length of its tangent part."
-
-    def vector(self, step, record: dict = None) -> torch.Tensor:
-        "Shorten the mode vector."
-        m = self.mode(step)
-        tangent = super().vector(step, record)
-        lengths = m.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        return m * tangent.norm(dim=1, keepdim=True) / lengths
-
-
-@dataclass
-class RandomPlanes:
-    "Random planes, one for each image, in place of those of its neighbors."
-    dims: torch.Tensor  # (n,) their dimensions
-    generator: list  # one `torch.Generator` per image
-    fixed: TangentSpace = None
-
-    def __call__(self, step, s: float) -> tuple:
-        "Draw the planes at the first step, and keep them."
-        if self.fixed is None:
-            shape = (step.x0.shape[1], int(self.dims.max()))
-            frames = [torch.linalg.qr(draw_noise(shape, [g])[0]).Q.T for g in self.generator]
-            basis = torch.stack(frames)
-            weights = torch.ones(basis.shape[:2])
-            self.fixed = TangentSpace(torch.zeros_like(step.x0), basis, weights)
-        return self.fixed, step.x0
 
 
 # The sweep

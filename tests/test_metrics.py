@@ -23,7 +23,9 @@ from manifoldgd.evaluation.measurement import (
     open_measured,
     read_metrics,
 )
-from manifoldgd.evaluation.metrics import off_manifold
+from manifoldgd.evaluation.metrics import BETTER, kid, median_square_distance, off_manifold
+from manifoldgd.evaluation.neighbors import neighbor_scores
+from manifoldgd.evaluation.scores import label_robust_score
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +168,10 @@ def test_a_folder_in_the_place_of_the_table(config, tmp_path):
 
 def test_rows_are_replaced_and_others_stay(config):
     rows = measure_runs(config, brightness, progress=False)
-    metrics = ["fid", "l2", "cosine", "mmd", "rep", "rep_released", "div", "div_released", "hull"]
-    assert rows.metric.tolist() == 2 * metrics  # without a backbone nothing is off the manifold
+    metrics = [name for name in BETTER if name != "off_manifold"]
+    assert set(rows.metric) == set(metrics)  # without a backbone nothing is off the manifold
+    n = len(metrics)
+    assert len(rows) == 2 * n
     assert set(rows.n_syn) == {10} and set(rows.n_floor) == {10} and set(rows.n_real) == {1077}
     assert rows[rows.metric.isin(["div", "hull"])].value.isna().all()
     assert set(rows.latents) == {""} and set(rows.scheduler) == {""}
@@ -175,11 +179,11 @@ def test_rows_are_replaced_and_others_stay(config):
     one = replace(config, sets=config.sets[:1])
     measure_runs(one, Brightness(), progress=False)
     again = measure_runs(one, brightness, progress=False)
-    pd.testing.assert_frame_equal(again, rows[:9])
+    pd.testing.assert_frame_equal(again, rows[:n])
     stored = read_metrics(config.out)
-    assert len(stored) == 3 * 9 and not stored.duplicated(KEY).any()
-    assert stored.features.value_counts().to_dict() == {"brightness": 18, "Brightness": 9}
-    pd.testing.assert_frame_equal(stored[-9:].reset_index(drop=True), again)
+    assert len(stored) == 3 * n and not stored.duplicated(KEY).any()
+    assert stored.features.value_counts().to_dict() == {"brightness": 2 * n, "Brightness": n}
+    pd.testing.assert_frame_equal(stored[-n:].reset_index(drop=True), again)
 
 
 @pytest.mark.parametrize(
@@ -197,3 +201,45 @@ def test_the_size_at_which_images_are_seen(shape, size, seen):
     data = ArrayImages(arrays, [0, 0, 0], [ImageClass("all", "all")], "plain")
     source = choose_source(MetricsConfig(()), data, network=brightness, size=size)
     assert (source.size, source.channels) == seen
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 9])
+def test_the_median_of_squared_distances_is_that_of_numpy(n):
+    points = torch.randn(n, 3, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    squares = [(a - b).square().sum().item() for i, a in enumerate(points) for b in points[:i]]
+    assert median_square_distance(points) == pytest.approx(np.median(squares))
+
+
+def test_kid_of_two_samples_of_one_distribution_is_zero_on_average():
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(2, 40, 6, generator=generator) for _ in range(200)]
+    found = np.array([kid(x, y, subsets=1) for x, y in draws])
+    assert abs(found.mean()) < 4 * found.std() / 200 ** .5
+    assert kid(draws[0][0], draws[0][1] + 1) > found.max()
+
+
+@pytest.mark.parametrize(
+    "n_real, n_syn, missing",
+    [
+        (6, 5, {"recall"}),
+        (5, 6, {"precision", "density", "coverage"}),
+        (5, 5, {"precision", "density", "coverage", "recall"}),
+        (6, 6, set()),
+    ],
+)
+def test_balls_need_more_than_five_images(n_real, n_syn, missing):
+    generator = torch.Generator().manual_seed(0)
+    found = neighbor_scores(*(torch.randn(n, 2, generator=generator) for n in (n_real, n_syn)))
+    assert {name for name, value in found.items() if np.isnan(value)} == missing
+
+
+def test_a_set_with_itself_has_every_neighbor():
+    points = torch.randn(700, 4, generator=torch.Generator().manual_seed(0))  # more than a block
+    found = neighbor_scores(points, points)
+    assert (found["precision"], found["recall"], found["coverage"]) == (1, 1, 1)
+    assert found["density"] == pytest.approx(6 / 5)  # itself and five neighbors
+
+
+def test_a_score_takes_no_percent():
+    with pytest.raises(InputError, match="`syn` to be between 0 and 1, but got 50.*in percent"):
+        label_robust_score(real=.9, syn=50., random=.4)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SOURCE_HELP', 'SEEDS', 'PresetName', 'PrototypeMethod', 'GUIDED', 'WINDOWED', 'KERNELS', 'PLANES', 'REFERENCES',
-           'ENGINE', 'DEFAULTS', 'PRESETS', 'GUIDANCE_SCALES', 'REQUIREMENTS', 'IGNORED', 'TaskSettings',
+           'ENGINE', 'DEFAULTS', 'PRESETS', 'GUIDANCE_SCALES', 'REQUIREMENTS', 'WINDOWS', 'IGNORED', 'TaskSettings',
            'PrototypeSettings', 'GuidanceSettings', 'SamplerSettings', 'NeighborSettings', 'ProjectionSettings',
            'ReferenceSettings', 'ComputeSettings', 'DistillConfig', 'holds_flow', 'data_name', 'preset_values',
-           'check_together', 'check_flow', 'check_numbers', 'check_prototypes', 'is_read_by_method', 'check_unread',
-           'filled_in', 'resolve', 'guidance_settings', 'tell_settings', 'same_run']
+           'check_together', 'check_flow', 'check_numbers', 'check_prototypes', 'readers_of', 'is_read_by_method',
+           'check_unread', 'filled_in', 'resolve', 'guidance_settings', 'tell_settings', 'same_run']
 
 # %% ../../nbs/config/presets.ipynb #def8f020
 import dataclasses
@@ -17,6 +17,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal, Optional, Union
 
+from .recipes import RECIPES, with_recipe
 from .settings import check_config, defaults_of, method_setting, setting
 from ..errors import InputError, expect_between, expect_one_of
 
@@ -40,6 +41,7 @@ SOURCE_HELP = {  # where images come from: the same for every command that reads
 SEEDS = 2**63 - 1  # the largest, as tables and generators hold it
 PresetName = Literal[
     "manifoldgd", "paper", "released", "mgd", "dit", "decoded", "random", "minimax", "igd",
+    "latent-dm", "d4m", "herding", "kcenter",
 ]
 
 
@@ -64,6 +66,9 @@ class TaskSettings:
         None, "Another autoencoder with the same latents, in place of the backbone's own: a folder "
         "in diffusers layout, or a hub id such as stabilityai/sd-vae-ft-ema.",
         changes_images=False)
+    recipe: Optional[Literal[tuple(RECIPES)]] = setting(
+        None, "Data, backbone and start_depth of a table of the paper, unless given; with --show, "
+        "the commands of the whole table.", changes_images=False)
     preset: PresetName = setting(
         "manifoldgd", "The method: where all settings below come from, unless given.")
     ipc: int = setting(10, "Images per class.", at_least=1, at_most=100_000)
@@ -76,8 +81,9 @@ class TaskSettings:
 
 # %% ../../nbs/config/presets.ipynb #5e771a13
 PrototypeMethod = Literal[
-    "levels", "leaves", "kmeans", "gmm", "agglomerative-ward", "agglomerative-average",
-    "agglomerative-complete", "agglomerative-single", "herding", "kcenter", "random", "none",
+    "levels", "leaves", "kmeans", "minibatch-kmeans", "gmm", "agglomerative-ward",
+    "agglomerative-average", "agglomerative-complete", "agglomerative-single", "herding", "kcenter",
+    "random", "none",
 ]
 
 
@@ -111,6 +117,9 @@ class GuidanceSettings:
         "local manifold (the paper), or what the paper's released code computes.")
     strength: Optional[float] = method_setting(
         .1, "Strength of the guidance.", at_least=-1e3, at_most=1e3, read_by=GUIDED)
+    profile: Optional[Literal["constant", "snr"]] = method_setting(
+        "constant", "The strength over the steps: the same, or by the share of the signal.",
+        read_by=KERNELS)
     apply: Optional[Literal["score", "mean"]] = method_setting(
         "score", "Guidance enters the predicted noise, or the posterior mean (DDPM only).",
         read_by=GUIDED)
@@ -127,6 +136,13 @@ class GuidanceSettings:
     stop: Optional[float] = method_setting(
         .5, "Guidance stops after this share of the steps.", at_least=0, at_most=1,
         read_by=WINDOWED)
+    log_snr_start: Optional[Union[float, Literal["any"]]] = method_setting(
+        "any", "Guidance is off too where the log of the signal-to-noise ratio is less (-10: "
+        "noise, 0: as strong as the signal, 9: finished).", at_least=-100, at_most=100,
+        read_by=GUIDED)
+    log_snr_stop: Optional[Union[float, Literal["any"]]] = method_setting(
+        "any", "Guidance is off from this log of the signal-to-noise ratio on.", at_least=-100,
+        at_most=100, read_by=GUIDED)
 
 # %% ../../nbs/config/presets.ipynb #5e771a17
 @dataclass(frozen=True)
@@ -142,6 +158,9 @@ class SamplerSettings:
         4., "Scale of the classifier-free guidance (for the embedded backbone, 2).", at_least=0)
     cfg_channels: Optional[Union[int, Literal["all"]]] = method_setting(
         "all", "The first latent channels that the classifier-free guidance acts on.", at_least=1)
+    begin: Optional[float] = method_setting(
+        1., "Share of the steps that are taken: below 1, sampling begins at the noised prototype; "
+        "1: at pure noise.", at_least=0, at_most=1)
     cfg_start: float = setting(
         0., "Classifier-free guidance starts after this share of the steps.", at_least=0,
         at_most=1)
@@ -150,13 +169,16 @@ class SamplerSettings:
         "take half the time.", at_least=0, at_most=1)
 
 # %% ../../nbs/config/presets.ipynb #5e771a19
-PLANES = ("manifold", "released")  # the guidances that fit tangent planes
+PLANES = ("neighbors", "released")  # what fits tangent planes to neighbors
 
 
 @dataclass(frozen=True)
 class NeighborSettings:
     "Which latents span a plane, and what dimension it has."
 
+    planes: Optional[Literal["neighbors", "class", "model"]] = method_setting(
+        "neighbors", "Planes through neighbors, by the covariance of the class, or by the Jacobian "
+        "of the model.", read_by=("manifold",))
     n_points: Optional[int] = method_setting(
         300, "Real latents around a prototype that stand for its local manifold (at most the "
         "class).", at_least=1, read_by=PLANES)
@@ -164,10 +186,10 @@ class NeighborSettings:
         12, "Neighbors that span a tangent plane.", at_least=1, read_by=PLANES)
     adaptive: Optional[bool] = method_setting(
         False, "Take more neighbors, up to 32, where they are nearly as near.",
-        read_by=("manifold",))
+        read_by=("neighbors",))
     noise: Optional[Literal["predicted", "shared", "independent"]] = method_setting(
         "predicted", "How the neighbors are brought to the sample's noise level.",
-        read_by=("manifold",))
+        read_by=("neighbors",))
     tangent_dim: Optional[Union[int, Literal["auto"]]] = method_setting(
         "auto", "Dimension of the tangent plane; auto: 90 % of the variance around the prototype, "
         "at most n_neighbors - 1.", at_least=0, read_by=PLANES)
@@ -179,7 +201,7 @@ class ProjectionSettings:
 
     ridge: Optional[float] = method_setting(
         0., "Softness of the projection (0: a hard projector).", at_least=0,
-        read_by=("manifold",))
+        read_by=("neighbors",))
     projection: Optional[Union[float, Literal["annealed"]]] = method_setting(
         1., "Share of the mode vector's normal part that is taken away (1: the paper's "
         "projection, 0: MGD).", at_least=0, at_most=1, read_by=("manifold",))
@@ -200,16 +222,17 @@ class ProjectionSettings:
         at_least=1e-6, read_by=("released",))
 
 # %% ../../nbs/config/presets.ipynb #cd4b57c5
-REFERENCES = ("minimax", "igd")
+REFERENCES = ("minimax", "igd", "latent-dm")
 
 
 @dataclass(frozen=True)
 class ReferenceSettings:
     "Which reference makes the images, and what it reads."
 
-    reference: Optional[Literal["none", "minimax", "igd"]] = method_setting(
-        "none", "Another method that makes the images: MinMaxDiff (it fine-tunes the denoiser), or "
-        "influence-guided diffusion (it guides by the gradients of a classifier).")
+    reference: Optional[Literal["none", "minimax", "igd", "latent-dm"]] = method_setting(
+        "none", "Another method that makes the images: MinMaxDiff (it fine-tunes the denoiser), "
+        "influence-guided diffusion (it guides by the gradients of a classifier), or distribution "
+        "matching of latents (it moves prototypes before they are decoded).")
     tune_epochs: Optional[int] = method_setting(
         8, "Passes over the real latents, by which the denoiser is fine-tuned.", at_least=1,
         read_by=("minimax",))
@@ -231,6 +254,14 @@ class ReferenceSettings:
     gradient_images: Optional[int] = method_setting(
         80, "Real images of a class over which the classifier's gradients are averaged.",
         at_least=1, read_by=("igd",))
+    match_steps: Optional[int] = method_setting(
+        1000, "Steps of latents down the matching loss, each with a random network.", at_least=1,
+        read_by=("latent-dm",))
+    match_rate: Optional[float] = method_setting(
+        .01, "Learning rate of the latents.", at_least=0, read_by=("latent-dm",))
+    match_images: Optional[int] = method_setting(
+        256, "Real images of a class in a step (at most the class).", at_least=1,
+        read_by=("latent-dm",))
 
 # %% ../../nbs/config/presets.ipynb #5e771a1d
 ENGINE = (  # the help of every `--engine`
@@ -321,6 +352,24 @@ PRESETS = {
         "guidance": "none",
         "strength": 0.,
     },
+    "d4m": {
+        "prototypes": "minibatch-kmeans",
+        "guidance": "none",
+        "strength": 0.,
+        "begin": .7,
+    },
+    "herding": {
+        "images": "real",
+        "prototypes": "herding",
+        "guidance": "none",
+        "strength": 0.,
+    },
+    "kcenter": {
+        "images": "real",
+        "prototypes": "kcenter",
+        "guidance": "none",
+        "strength": 0.,
+    },
     "minimax": {
         "prototypes": "none",
         "guidance": "none",
@@ -335,6 +384,13 @@ PRESETS = {
         "start": .2,
         "cfg_channels": 3,
         "reference": "igd",
+    },
+    "latent-dm": {
+        "images": "decode",
+        "prototypes": "random",
+        "guidance": "none",
+        "strength": 0.,
+        "reference": "latent-dm",
     },
 }
 
@@ -381,8 +437,12 @@ def preset_values(
 REQUIREMENTS = (
     ({"apply": "mean"}, {"scheduler": ("ddpm",)}),
     ({"space": "xt"}, {"kernel": ("rbf",)}),
+    ({"images": "decode"}, {"begin": (1.,)}),
+    ({"images": "real"}, {"begin": (1.,)}),
     ({"guidance": "released"}, {"apply": ("mean",), "space": ("x0",), "kernel": ("rbf",)}),
-    ({"reference": "minimax"}, {"images": ("sample",)}),
+    ({"reference": "minimax"}, {"images": ("sample",), "begin": (1.,)}),
+    ({"reference": "latent-dm"}, {"images": ("decode",), "guidance": ("none",)}),
+    ({"reference": "igd"}, {"begin": (1.,)}),
     ({"reference": "igd"}, {"images": ("sample",), "guidance": ("none",), "scheduler": ("ddpm",)}),
 )
 
@@ -418,13 +478,16 @@ def check_flow(
                          f"{config.backbone}, but got {config.scheduler!r}.")
 
 # %% ../../nbs/config/presets.ipynb #5e771a08
+WINDOWS = (("start", "stop"), ("cfg_start", "cfg_stop"), ("log_snr_start", "log_snr_stop"))
+
+
 def check_numbers(
     config: DistillConfig,  # with every setting filled in
 ):
     "Raise an `InputError` for numbers that do not go together."
-    for start, stop in (("start", "stop"), ("cfg_start", "cfg_stop")):
+    for start, stop in WINDOWS:
         low, high = getattr(config, start), getattr(config, stop)
-        if low > high:
+        if "any" not in (low, high) and low > high:
             raise InputError(f"Expected `{start}` to be at most `{stop}`, but got {low} "
                              f"and {high}.")
     if config.scheduler == "ddpm":
@@ -444,20 +507,31 @@ def check_prototypes(
     config: DistillConfig,  # with every setting filled in
 ):
     "Raise an `InputError` if prototypes are needed and none are chosen."
-    needed_for = [f"`{name}={getattr(config, name)!r}`" for name, without in
-                  (("guidance", "none"), ("images", "sample")) if getattr(config, name) != without]
+    needs_none = (("guidance", "none"), ("images", "sample"), ("begin", 1.))
+    needed_for = [f"`{name}={getattr(config, name)!r}`" for name, without in needs_none
+                  if getattr(config, name) != without]
     if needed_for and config.prototypes == "none":
         raise InputError(f"Expected `prototypes` to be chosen for {' and '.join(needed_for)}, "
                          "but got 'none'.")
 
-# %% ../../nbs/config/presets.ipynb #1060a76a
+# %% ../../nbs/config/presets.ipynb #0e38a5e1
+def readers_of(
+    guidance: str,  # its kind
+    planes: str = None,  # their kind, if it has any
+    reference: str = None,  # that the method is, if it is one
+) -> set:  # of names, as settings name their readers
+    "Name what reads settings: a guidance, its planes, a reference."
+    return {guidance, reference} | ({planes} if guidance == "manifold" else set())
+
+
 def is_read_by_method(
     field: dataclasses.Field,  # a setting
     config: DistillConfig,  # with every setting filled in
 ) -> bool:
     "Tell whether the chosen guidance or reference reads a setting, or nobody is named for it."
     readers = field.metadata["read_by"]
-    return readers is None or bool({config.guidance, config.reference} & set(readers))
+    reading = readers_of(config.guidance, config.planes, config.reference)
+    return readers is None or bool(reading & set(readers))
 
 # %% ../../nbs/config/presets.ipynb #5e771a09
 def check_unread(
@@ -468,9 +542,12 @@ def check_unread(
     for f in sorted(dataclasses.fields(config), key=lambda f: f.name):
         value = getattr(config, f.name)
         if not is_read_by_method(f, config) and value != expected[f.name]:
-            kind = "reference" if set(f.metadata["read_by"]) <= set(REFERENCES) else "guidance"
+            readers = set(f.metadata["read_by"])
+            chosen = "reference" if readers <= set(REFERENCES) else "guidance"
+            if config.guidance == "manifold" and "neighbors" in readers:
+                chosen = "planes"
             raise InputError(f"Expected `{f.name}` not to be given with "
-                             f"`{kind}={getattr(config, kind)!r}`, which does not read it, "
+                             f"`{chosen}={getattr(config, chosen)!r}`, which does not read it, "
                              f"but got {value!r}.")
 
 # %% ../../nbs/config/presets.ipynb #a6ae6fe7
@@ -486,10 +563,10 @@ def filled_in(
 def resolve(
     config: DistillConfig,
 ) -> DistillConfig:  # with every setting filled in
-    "Fill in what the preset and the backbone decide, and check everything."
+    "Fill in what the recipe, the preset and the backbone decide, and check everything."
     expect_one_of("preset", config.preset, PRESETS)
     check_config(config)
-    config = filled_in(config)
+    config = filled_in(with_recipe(config))
     for check in (check_flow, check_numbers, check_together, check_prototypes, check_unread):
         check(config)
     return config
@@ -499,8 +576,9 @@ def guidance_settings(
     config: DistillConfig,  # resolved
 ) -> dict:  # name -> value
     "Collect the settings that the chosen guidance reads."
+    reading = readers_of(config.guidance, config.planes)
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)
-            if config.guidance in (f.metadata["read_by"] or ())}
+            if reading & set(f.metadata["read_by"] or ())}
 
 # %% ../../nbs/config/presets.ipynb #5e771a21
 def tell_settings(

@@ -20,7 +20,7 @@ def setting(
     help: str,  # one sentence for `--help`
     at_least: Real = None,  # smallest number allowed
     at_most: Real = None,  # largest number allowed
-    read_by: tuple = None,  # the guidances that read it; None: it is always read
+    read_by: tuple = None,  # the guidances or planes that read it; None: it is always read
     changes_images: bool = True,  # False: it says where or how, not what is made
 ):  # a field of a dataclass
     "Declare a setting: default, help, bounds and readers in one place."

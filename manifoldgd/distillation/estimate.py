@@ -45,6 +45,7 @@ from .units import plan, png_bytes
 from ..errors import InputError
 from ..prototypes.levels import Prototypes
 from ..prototypes.selection import class_prototypes
+from ..sampling.schedulers import first_step
 
 # %% ../../nbs/distillation/estimate.ipynb #e5000007
 def known_fingerprints(
@@ -212,7 +213,8 @@ def measure_steps(
     "Time the steps of a unit, with the guidance and without."
     inputs = session.inputs
     rest = (inputs.data, inputs.backbone, inputs.labels, *stand_ins)
-    always = replace(session.config, start=0., stop=1., trace=False)
+    whole = {"start": 0., "stop": 1., "log_snr_start": "any", "log_snr_stop": "any"}
+    always = replace(session.config, **whole, begin=1., trace=False)
     never = replace(always, guidance="none")
     guided, plain = (make_maker(config, *rest) for config in (always, never))
     few = jobs[:FEW]
@@ -236,11 +238,12 @@ def unit_seconds(
     if config.images != "sample":
         return seconds_of(lambda: [png_bytes(image) for image in maker.make(jobs).images]), None
     steps, active = config.num_inference_steps, maker.guidance(jobs[:1]).active
-    guided = sum(active(i, steps) for i in range(steps))
+    first = first_step(steps, config.begin)
+    guided = sum(active(i, steps) for i in range(first, steps))
     times = measure_steps(session, stand_ins, jobs)
     vae, some = inputs.backbone.vae, stand_ins[0].latents[:min(len(jobs), 4)]
     after = seconds_of(lambda: [png_bytes(image) for image in to_pil(decode(vae, some).cpu())])
-    return times.total(guided, steps) + after * len(jobs) / len(some), times
+    return times.total(guided, steps - first) + after * len(jobs) / len(some), times
 
 # %% ../../nbs/distillation/estimate.ipynb #e5000014
 def peak_memory() -> int:  # bytes

@@ -4,33 +4,34 @@
 
 # %% auto #0
 __all__ = ['PAGES', 'DrawnImages', 'points_of', 'prototype_facts', 'DecodedImages', 'NearestImages', 'make_guidance',
-           'generators_of', 'candidates_of', 'naming_lost', 'SampledImages', 'guidance_of', 'sample_jobs', 'Materials',
-           'ReferenceMethod', 'method_of', 'make_maker']
+           'generators_of', 'candidates_of', 'naming_lost', 'SampledImages', 'planes_of_jobs', 'bank_variance',
+           'guidance_of', 'sample_jobs', 'Materials', 'ReferenceMethod', 'method_of', 'make_maker']
 
 # %% ../../nbs/distillation/makers.ipynb #b3000004
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 
 import torch
 
 from ..backbones.backbone import Backbone
-from ..backbones.latents import LatentBank, crop_of, decode
+from ..backbones.latents import LatentBank, decode
 from ..config.presets import DistillConfig, guidance_settings
 from ..core import draw_noise, image_generator, to_pil, to_points
 from ..data.images import ImageData
 from .units import Batch, Job, Moments, cut
 from ..errors import InputError
 from ..geometry.neighborhood import Candidates, find_candidates, stack_candidates
-from ..guidance.guidance import Guidance, NoGuidance
+from ..guidance.guidance import Guidance, NoGuidance, within_class_variance
 from ..guidance.manifold import ManifoldGuidance
 from ..guidance.mode import ModeGuidance
+from ..guidance.planes import ClassPlanes, class_spectrum
 from ..guidance.released import ReleasedGuidance
 from ..sampling.loop import NotFinite, sample
 from ..sampling.networks import prepare_networks
 from ..sampling.pipeline import noise_model
-from ..sampling.schedulers import make_scheduler
+from ..sampling.schedulers import first_step, make_scheduler
 from ..sampling.trace import trace_table
 
 # %% ../../nbs/distillation/makers.ipynb #b3000007
@@ -111,24 +112,26 @@ class NearestImages:
     bank: LatentBank
     backbone: Backbone
     prototypes: list  # of `Prototypes`, one per class
+    found: dict = field(default_factory=dict)  # job -> number of its image
     ticks = 1  # of a progress bar, for a batch
 
     def nearest(self, job: Job) -> int:
         "The number of the nearest image of the class."
-        latents = to_points(self.bank.of_class(job.c))
-        distances = (latents - points_of(self.prototypes, [job])).norm(dim=1)
-        return self.data.of_class(job.c)[distances.argmin()].item()
+        if job not in self.found:
+            latents = to_points(self.bank.of_class(job.c))
+            distances = (latents - points_of(self.prototypes, [job])).norm(dim=1)
+            self.found[job] = self.data.of_class(job.c)[distances.argmin()].item()
+        return self.found[job]
 
     def make(self, jobs: list, after_step: Callable = None) -> Batch:
-        "Copy the nearest images of some jobs, at the backbone's size."
-        numbers = [self.nearest(job) for job in jobs]
-        size, channels = self.backbone.image_size, self.backbone.channels
-        crop = crop_of(self.backbone)
-        return Batch(to_pil(self.data.images(numbers, size, channels, crop)))
+        "Copy the nearest images of some jobs, gray where the backbone's are."
+        mode = "L" if self.backbone.channels == 1 else "RGB"
+        return Batch([self.data.open(self.nearest(job)).convert(mode) for job in jobs])
 
     def facts(self, job: Job) -> dict:
-        "Name the prototype."
-        return prototype_facts(self.prototypes, job)
+        "Name the prototype, and the image that was copied."
+        source = {"source": self.data.files[self.nearest(job)]}
+        return prototype_facts(self.prototypes, job) | source
 
 # %% ../../nbs/distillation/makers.ipynb #b300000e
 def make_guidance(
@@ -136,9 +139,10 @@ def make_guidance(
     points: torch.Tensor,  # (n, D) prototypes; None without a guidance
     generators: list,  # one `torch.Generator` per image, for what a guidance draws
     find: Callable,  # -> `Candidates` of the n prototypes, if they are needed
+    given: dict = None,  # what else a guidance is given: planes of classes, a variance
 ) -> Guidance:
     "Make the guidance that the settings name."
-    settings = guidance_settings(config)
+    settings = guidance_settings(config) | (given or {})
     if config.guidance == "none":
         return NoGuidance()
     if config.guidance == "released":
@@ -146,7 +150,7 @@ def make_guidance(
     candidates = find()
     if config.guidance == "mode":
         return ModeGuidance(points, candidates.spread, **settings)
-    settings.pop("n_points")  # the candidates were found with it
+    settings.pop("n_points", None)  # the candidates were found with it
     return ManifoldGuidance(points, candidates, generators, **settings)
 
 # %% ../../nbs/distillation/makers.ipynb #b3000020
@@ -196,11 +200,13 @@ class SampledImages:
     labels: list  # the backbone's label of each class
     bank: LatentBank = None  # the real latents, if there is a guidance
     prototypes: list = None  # of `Prototypes`, one per class, if there is a guidance
+    kept: dict = field(default_factory=dict, repr=False)  # what was measured of the bank
 
     @property
     def ticks(self) -> int:
-        "Of a progress bar, for a batch: one for each step."
-        return self.config.num_inference_steps
+        "Of a progress bar, for a batch: one for each step that is taken."
+        count = self.config.num_inference_steps
+        return count - first_step(count, self.config.begin)
 
     def make(self, jobs: list, after_step: Callable = None) -> Batch:
         "Sample and decode the images of some jobs."
@@ -221,6 +227,29 @@ class SampledImages:
         "Sample the latents of some jobs."
         return sample_jobs(self, jobs, after_step)
 
+# %% ../../nbs/distillation/makers.ipynb #c356d0c1
+def planes_of_jobs(
+    maker: SampledImages,
+    jobs: list,  # of `Job`
+) -> ClassPlanes:
+    "Make the planes by the classes of some jobs."
+    classes = sorted({job.c for job in jobs})
+    for c in classes:
+        if c not in maker.kept:
+            maker.kept[c] = class_spectrum(maker.bank.of_class(c))
+    which = [classes.index(job.c) for job in jobs]
+    return ClassPlanes([maker.kept[c] for c in classes], which)
+
+
+def bank_variance(
+    maker: SampledImages,
+) -> float:
+    "Measure the variance of the latents within classes."
+    if "variance" not in maker.kept:
+        latents = (maker.bank.of_class(c) for c in range(len(maker.classes)))
+        maker.kept["variance"] = within_class_variance(latents)
+    return maker.kept["variance"]
+
 # %% ../../nbs/distillation/makers.ipynb #b3000025
 def guidance_of(
     maker: SampledImages,
@@ -236,7 +265,12 @@ def guidance_of(
         rest = (maker.bank, maker.prototypes, config.n_points)
         return stack_candidates([candidates_of(j, p, *rest) for j, p in zip(jobs, points)])
 
-    return make_guidance(config, points, generators_of(config, jobs, "cloud"), find)
+    given = {}
+    if config.profile == "snr":
+        given["variance"] = bank_variance(maker)
+    if config.guidance == "manifold" and config.planes == "class":
+        given["planes"] = planes_of_jobs(maker, jobs)
+    return make_guidance(config, points, generators_of(config, jobs, "cloud"), find, given)
 
 # %% ../../nbs/distillation/makers.ipynb #b3000026
 def sample_jobs(
@@ -250,10 +284,14 @@ def sample_jobs(
     cfg = (config.guidance_scale, config.cfg_channels, config.cfg_start, config.cfg_stop)
     eps_model = noise_model(backbone, conditions, *cfg)
     noise = draw_noise(backbone.latent_shape, own, backbone.device)
+    clean = None
+    if config.begin < 1:
+        clean = points_of(maker.prototypes, jobs).reshape(noise.shape).to(noise)
     scheduler = make_scheduler(config.scheduler, backbone)
     with naming_lost(jobs):
         return sample(eps_model, noise, scheduler, maker.guidance(jobs),
-                      config.num_inference_steps, own, after_step, config.trace)
+                      config.num_inference_steps, own, after_step, config.trace,
+                      config.begin, clean)
 
 # %% ../../nbs/distillation/makers.ipynb #0c615a75
 @dataclass(frozen=True)
@@ -289,7 +327,7 @@ class ReferenceMethod:
         raise NotImplementedError
 
 # %% ../../nbs/distillation/makers.ipynb #e6f9aca7
-PAGES = {"minimax": "minimax", "igd": "influence"}  # reference -> page of the chapter
+PAGES = {"minimax": "minimax", "igd": "influence", "latent-dm": "latent_dm"}  # to a page
 
 
 def method_of(

@@ -39,7 +39,7 @@ from ..data.sources import load_data
 from ..distillation.runs import Run, read_manifest
 from ..errors import InputError, expect_between, plain, shortened
 from .accuracy import image_size
-from .metrics import FeatureSet, measure, real_floor
+from .metrics import BETTER, FeatureSet, measure, real_floor
 from .sets import JudgedSet, open_sets
 from .tables import add_rows, expect_writable, read_table
 from ..students.training import Normalize, make_student, train_student
@@ -533,11 +533,12 @@ def metric_cells(
     rows: pd.DataFrame,  # of one metric and one IPC
     names: dict,  # of `name_groups`
 ) -> dict:  # column -> text
-    "Write one line of the table: real images, then every group."
+    "Write one line of the table: which direction is better, real images, then every group."
     first, digits = rows.iloc[0], count_digits(rows.value)
     by_group = rows.groupby("group").value
     mean, std = by_group.mean(), by_group.std()
-    cells = {"real images": format_number(first.floor_mean, first.floor_sd, digits)}
+    cells = {"better": BETTER.get(first.metric, "")}
+    cells["real images"] = format_number(first.floor_mean, first.floor_sd, digits)
     for group, name in names.items():
         cells[name] = format_number(mean[group], std[group], digits)
     return cells
@@ -565,6 +566,7 @@ def format_metrics(
     "Write the metrics for people: one table per IPC."
     tables = [format_ipc(part) for _, part in rows.groupby("ipc")]
     return "\n\n".join(tables) + (
-        f"\nFeatures: {rows.features.iloc[0]}. mmd is squared, unbiased, and may be negative.\n"
+        f"\nFeatures: {rows.features.iloc[0]}. mmd and kid are unbiased, and may be negative.\n"
+        "Better only up to the real images: beyond them a set is too near to them, or too far.\n"
         "± is one standard deviation, of the draws or of distillation seeds."
     )

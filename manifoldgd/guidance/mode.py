@@ -93,10 +93,11 @@ class ModeGuidance(Guidance):
     def __init__(self,
         prototypes: torch.Tensor,  # (B, ...) one for each sample, in the order of the batch
         spread: torch.Tensor = None,  # (B,) local spreads; the RBF kernel needs none
+        variance: float = None,  # of the latents, for the profile "snr"
         **settings,  # strength, apply, kernel, bandwidth, space, start, stop: of `DistillConfig`
     ):
         own, of_mode = share_out(settings, Guidance, ModeVector)
-        super().__init__(**own)
+        super().__init__(variance=variance, **own)
         self.mode = ModeVector(prototypes, spread, **of_mode)
         self.shape = self.mode.prototypes.shape
 

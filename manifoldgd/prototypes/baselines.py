@@ -49,18 +49,21 @@ def cells(
 
 # %% ../../nbs/prototypes/baselines.ipynb #0b5cbec4
 def clustering(
-    method: str,  # "kmeans", "gmm", or "agglomerative-" and a linkage
+    method: str,  # "kmeans", "minibatch-kmeans", "gmm", or "agglomerative-" and a linkage
     k: int,  # clusters
-    n_init: int,  # starts of k-means
+    n_init: int,  # starts of k-means, not of its mini-batch form
     seed: int,  # of k-means and of the mixture; agglomerative clustering draws nothing
     floor: float,  # smallest variance of the mixture
 ):
     "Make the clustering of scikit-learn that a method names."
-    from sklearn.cluster import AgglomerativeClustering, KMeans  # here: they are slow to import
+    # Imported here, because they are slow to import.
+    from sklearn.cluster import AgglomerativeClustering, KMeans, MiniBatchKMeans
     from sklearn.mixture import GaussianMixture
 
     if method == "kmeans":
         return KMeans(k, n_init=n_init, random_state=seed)
+    if method == "minibatch-kmeans":
+        return MiniBatchKMeans(k, batch_size=10 * k, n_init=1, random_state=seed)
     if method == "gmm":
         return GaussianMixture(k, covariance_type="diag", reg_covar=floor, random_state=seed)
     return AgglomerativeClustering(k, linkage=method.removeprefix("agglomerative-"))

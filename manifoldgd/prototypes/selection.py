@@ -23,6 +23,7 @@ METHODS = (
     "levels",
     "leaves",
     "kmeans",
+    "minibatch-kmeans",
     "gmm",
     "agglomerative-ward",
     "agglomerative-average",

@@ -151,6 +151,10 @@ class PushRule:
         "The vector."
         return g
 
+    def in_score(self, step):  # Step -> a number
+        "The strength by the score rule that pushes as far as 1 by this one."
+        return 1 / step.score_move
+
     def change_sample(self, x, push):  # (B, ...), (B, D) -> (B, ...)
         "Move the next sample."
         return x + push.reshape(x.shape).to(x.dtype)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORGETTING', 'KEEPING', 'learns_variance', 'split_output', 'model_of_step', 'clean_sample', 'step_levels',
-           'signal_and_noise', 'describe_step', 'check_inputs', 'warn_of_blow_up', 'NotFinite', 'not_finite', 'Watch',
-           'sample']
+           'signal_and_noise', 'ask_model', 'ask_with_jacobian', 'describe_step', 'check_inputs', 'check_start',
+           'starting_samples', 'warn_of_blow_up', 'NotFinite', 'not_finite', 'Watch', 'sample']
 
 # %% ../../nbs/sampling/loop.ipynb #ea39ab1a
 import inspect
@@ -18,10 +18,12 @@ from diffusers import DDPMScheduler
 from ..backbones.predictions import prediction_of
 from ..core import to_points
 from ..errors import InputError, expect_between
-from ..guidance.guidance import Guidance, NoGuidance, Step
+from ..guidance.guidance import Guidance, NoGuidance, Step, log_snr
 from manifoldgd.sampling.schedulers import (
     check_scheduler,
+    first_step,
     noise_levels,
+    noised,
     scales,
     score_move,
     set_steps,
@@ -85,6 +87,42 @@ def signal_and_noise(
     "Compute the factors of signal and noise."
     return scale * math.sqrt(alpha_cumprod), scale * math.sqrt(1 - alpha_cumprod)
 
+# %% ../../nbs/sampling/loop.ipynb #35c29394
+def ask_model(
+    model,  # a noise model
+    x_t: torch.Tensor,  # (N, ...) noisy samples
+    t: torch.Tensor,  # timestep, a number
+    *_,  # what `ask_with_jacobian` needs beside
+) -> tuple:  # its answer; no Jacobian
+    "Ask a noise model."
+    return model(x_t, t), None
+
+
+def ask_with_jacobian(
+    model,  # a noise model
+    x_t: torch.Tensor,  # (N, ...) noisy samples
+    t: torch.Tensor,  # timestep, a number
+    prediction,  # what it predicts: one of `backbones.predictions`
+    level: tuple,  # alpha and sigma
+) -> tuple:  # its answer; v -> J^T v (N, D), which may be asked once
+    "Ask a noise model, and keep the graph of its conditional clean sample."
+    x = x_t.detach().requires_grad_()
+    with torch.enable_grad():
+        if hasattr(model, "with_conditional"):
+            answer, own = model.with_conditional(x, t)
+        else:
+            answer = model(x, t)
+            own = answer[0] if isinstance(answer, tuple) else answer
+        clean = prediction.clean(x, own, *level)
+
+    def vjp(v):
+        (found,) = torch.autograd.grad(clean, x, v.reshape(x.shape).to(clean.dtype))
+        return to_points(found).to(v.dtype)
+
+    parts = answer if isinstance(answer, tuple) else (answer,)
+    plain = tuple(part.detach() for part in parts)
+    return plain if len(plain) > 1 else plain[0], vjp
+
 # %% ../../nbs/sampling/loop.ipynb #e2000007
 def describe_step(
     x_t: torch.Tensor,  # (N, ...) noisy samples
@@ -94,6 +132,7 @@ def describe_step(
     scheduler,  # of diffusers, its timesteps set
     levels: list,  # abar and scale of every step and of the finished sample
     index: int,  # number of the step
+    vjp=None,  # v -> J^T v (N, D), if the guidance needs it
 ) -> Step:
     "Describe a step to the guidance."
     (a, scale), (b, next_scale) = levels[index:index + 2]
@@ -105,7 +144,7 @@ def describe_step(
         step_noise = step_deviation(a, b, scheduler.config.variance_type, own)
     move = score_move(scheduler, a, b) * scale * next_scale
     return Step(*points, a, index, len(scheduler.timesteps), b, move, step_noise, scale,
-                next_scale, prediction_of(scheduler))
+                next_scale, prediction_of(scheduler), vjp)
 
 # %% ../../nbs/sampling/loop.ipynb #e2000009
 def check_inputs(
@@ -125,6 +164,36 @@ def check_inputs(
     if made_for[1] != dim:
         raise InputError(f"Expected prototypes of {dim} numbers, as the samples have, "
                          f"but got {made_for[1]}.")
+
+# %% ../../nbs/sampling/loop.ipynb #75a1e27a
+def check_start(
+    latents: torch.Tensor,  # (N, ...) noise
+    begin: float,  # share of the steps that is taken
+    clean: torch.Tensor,  # (N, ...) clean samples, or None
+):
+    "Raise an `InputError` for a start that does not fit."
+    expect_between("begin", begin, 0, 1)
+    found = None if clean is None else tuple(clean.shape)
+    wanted = None if begin == 1 else tuple(latents.shape)
+    if found != wanted:
+        raise InputError(f"Expected `clean` of shape {wanted} with `begin={begin:g}`, "
+                         f"but got {found}.")
+
+# %% ../../nbs/sampling/loop.ipynb #f669fdd6
+def starting_samples(
+    scheduler,  # of diffusers, its timesteps set
+    latents: torch.Tensor,  # (N, ...) noise
+    begin: float,  # share of the steps that is taken
+    clean: torch.Tensor,  # (N, ...) clean samples; None with `begin=1`
+) -> tuple:  # samples (N, ...) to begin at, and the number of the first step
+    "Make the samples that the first step is taken from."
+    if begin == 1:
+        return latents * getattr(scheduler, "init_noise_sigma", 1.), 0  # a flow has none
+    count = len(scheduler.timesteps)
+    first = first_step(count, begin)
+    if first == count:
+        return clean, first
+    return noised(scheduler, clean, latents, first), first
 
 # %% ../../nbs/sampling/loop.ipynb #e200000a
 FORGETTING, KEEPING = 1., .2  # the largest harmless ratio with DDPM, and with the other samplers
@@ -186,7 +255,7 @@ class Watch:
         "Ask the guidance for its vector."
         self.record = {} if self.trace else None
         try:
-            return self.guidance.strength * self.guidance.vector(step, self.record)
+            return self.guidance.strength_at(step) * self.guidance.vector(step, self.record)
         except torch.linalg.LinAlgError:  # of a plane through numbers that are none
             raise not_finite(step.x0, self.guidance.strength) from None
 
@@ -201,6 +270,7 @@ class Watch:
         if self.trace:
             when = {"step": step.index, "t": int(self.scheduler.timesteps[step.index])}
             what = {"x0": step.x0.norm(dim=1), "push": length, "push_to_noise": ratio}
+            what["coefficient"] = self.guidance.coefficient(step)
             self.records.append(when | self.record | what)
 
     def finish(self, x: torch.Tensor):
@@ -221,30 +291,37 @@ def sample(
     generator=None,  # one `torch.Generator` per sample, or one for all, if the scheduler draws
     callback=None,  # given (index, t, samples, clean samples) after a step; may return samples
     trace: bool = False,  # record what the guidance did
+    begin: float = 1.,  # share of the steps that is taken; below 1 it begins at `clean`, noised
+    clean: torch.Tensor = None,  # (N, ...) clean samples to begin at
 ) -> tuple:  # samples (N, ...); one record per guided step, none unless asked for
     "Denoise samples step by step with a guidance."
     check_inputs(latents, scheduler, guidance, num_inference_steps)
+    check_start(latents, begin, clean)
     set_steps(scheduler, num_inference_steps)
     levels, times = step_levels(scheduler), scheduler.timesteps.to(latents.device)
     prediction = prediction_of(scheduler)
     learned, watch = learns_variance(scheduler), Watch(guidance, scheduler, trace)
     stochastic = "generator" in inspect.signature(scheduler.step).parameters
     draws = {"generator": generator} if stochastic else {}
-    x = latents * getattr(scheduler, "init_noise_sigma", 1.)  # a flow has none
+    x, first = starting_samples(scheduler, latents, begin, clean)
 
-    for i, t in enumerate(scheduler.timesteps):
+    for i, t in list(enumerate(scheduler.timesteps))[first:]:
         # The model: its prediction, and the clean sample it has in mind.
         x_t = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         model = model_of_step(eps_model, i, len(times))
-        output, v = split_output(model(x_t, times[i]), x, learned)
         level = signal_and_noise(*levels[i])
+        guided = guidance.active(i, len(times), log_snr(levels[i][0])) and level[0]
+        needed = guided and guidance.needs_jacobian
+        ask = ask_with_jacobian if needed else ask_model
+        answer, vjp = ask(model, x_t, times[i], prediction, level)
+        output, v = split_output(answer, x, learned)
         x0 = prediction.clean(x_t, output, *level)
 
         # The guidance: a vector for every sample, which its rule brings into the step.
         push = None
-        if guidance.active(i, len(times)) and level[0]:
+        if guided:
             noise_pred = prediction.noise(x_t, output, *level)
-            step = describe_step(x_t, x0, noise_pred, v, scheduler, levels, i)
+            step = describe_step(x_t, x0, noise_pred, v, scheduler, levels, i, vjp)
             g = watch.vector(step)
             push = guidance.rule.push(g, step)
             output = guidance.rule.change_output(output, g, step)

@@ -9,7 +9,7 @@ __all__ = ['CALLBACK_TENSORS', 'OUTPUT_TYPES', 'combine', 'NoiseModel', 'noise_m
 
 # %% ../../nbs/sampling/pipeline.ipynb #eedf4677
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from numbers import Integral
@@ -23,7 +23,7 @@ from diffusers import (
 )
 from diffusers.image_processor import VaeImageProcessor
 
-from ..backbones.backbone import ask_denoiser
+from ..backbones.backbone import ask_denoiser, set_time_embedding
 from ..backbones.latents import decode
 from ..config.presets import DEFAULTS
 from ..core import draw_noise
@@ -57,22 +57,32 @@ class NoiseModel:
 
     def __call__(self, x, t):  # (N, C, H, W), a number -> (N, C, H, W)
         "Predict noise (N, C, H, W), or a pair with the model's v."
-        return self.with_scale(x, t, self.guidance_scale)
-
-    def at_step(self, index: int, count: int):  # a step, of how many -> a noise model
-        "The noise model of a step."
-        inside = index in self.interval.steps(count)
-        return partial(self.with_scale, guidance_scale=self.guidance_scale if inside else 1.)
-
-    def with_scale(self, x, t, guidance_scale):  # (N, C, H, W), a number, w -> (N, C, H, W)
-        "Predict noise with a scale of the classifier-free guidance."
-        n, twice = len(x), guidance_scale != 1
+        n, twice = len(x), self.guidance_scale != 1
         inputs = torch.cat([x, x]) if twice else x
         condition = {name: value[:len(inputs)] for name, value in self.condition.items()}
         noise_pred, v = self.predict(inputs, t, condition)
         if twice:
-            noise_pred = combine(noise_pred[:n], noise_pred[n:], guidance_scale, self.cfg_channels)
+            scale = self.guidance_scale
+            noise_pred = combine(noise_pred[:n], noise_pred[n:], scale, self.cfg_channels)
         return noise_pred if v is None else (noise_pred, v[:n])
+
+    def at_step(self, index: int, count: int):  # a step, of how many -> a noise model
+        "The noise model of a step."
+        inside = index in self.interval.steps(count)
+        return replace(self, guidance_scale=self.guidance_scale if inside else 1.)
+
+    def with_conditional(self, x, t):  # (N, C, H, W), a number -> a pair
+        "Predict as a call does; beside it the conditional half alone, which keeps its graph."
+        n = len(x)
+        told = {name: value[:n] for name, value in self.condition.items()}
+        nothing = {name: value[n:] for name, value in self.condition.items()}
+        own, v = self.predict(x, t, told)
+        noise_pred = own.detach()
+        if self.guidance_scale != 1:
+            with torch.no_grad():
+                null, _ = self.predict(x, t, nothing)
+            noise_pred = combine(noise_pred, null, self.guidance_scale, self.cfg_channels)
+        return (noise_pred if v is None else (noise_pred, v)), own
 
 # %% ../../nbs/sampling/pipeline.ipynb #5d0000aa
 def noise_model(
@@ -237,10 +247,15 @@ class ManifoldGDPipeline(DiffusionPipeline):
         transformer: DiTTransformer2DModel,
         scheduler,  # of diffusers, for what the transformer predicts
         id2label: dict = None,  # label -> class name
+        time_proj: dict = None,  # how the time is embedded: as for `set_time_embedding`
     ):
         super().__init__()
+        time_proj = time_proj or transformer.config.get("time_proj")
+        set_time_embedding(transformer, time_proj)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
         self.register_to_config(id2label={str(k): v for k, v in (id2label or {}).items()})
+        if time_proj:
+            self.register_to_config(time_proj=dict(time_proj))
         by_number = {int(label): name for label, name in self.config.id2label.items()}
         self.names = backbone_names(by_number, transformer.config.num_embeds_ada_norm)
         self._guidance_scale = DEFAULTS["guidance_scale"]

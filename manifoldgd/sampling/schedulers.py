@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULERS', 'FLOW_SCHEDULERS', 'own_settings', 'samplers_for', 'check_sampler', 'make_scheduler', 'set_steps',
-           'noise_levels', 'scales', 'score_move', 'step_deviation', 'check_flow', 'check_clipping', 'check_variance',
-           'check_scheduler']
+           'noise_levels', 'scales', 'first_step', 'noised', 'score_move', 'step_deviation', 'check_flow',
+           'check_clipping', 'check_variance', 'check_scheduler']
 
 # %% ../../nbs/sampling/schedulers.ipynb #3e64ce06
 import inspect
@@ -114,6 +114,29 @@ def scales(
     if not is_flow(scheduler):
         return [1.] * (len(scheduler.timesteps) + 1)
     return share_and_scale(scheduler.sigmas.double())[1].tolist()
+
+# %% ../../nbs/sampling/schedulers.ipynb #57d9c04a
+def first_step(
+    count: int,  # steps of the whole schedule
+    begin: float,  # share of them that is taken
+) -> int:  # number of the first one that is taken; `count` if there is none
+    "Say with which step a sampling begins."
+    return count - round(begin * count)
+
+
+def noised(
+    scheduler,  # of diffusers, its timesteps set
+    clean: torch.Tensor,  # (N, ...) clean samples
+    noise: torch.Tensor,  # (N, ...) standard normal
+    index: int,  # number of the step
+) -> torch.Tensor:  # (N, ...) in the coordinates of the scheduler
+    "Bring clean samples to the noise level of a step, and make the scheduler begin there."
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(index)  # the others find their place by the timestep
+    t = scheduler.timesteps[index:index + 1]
+    if is_flow(scheduler):
+        return scheduler.scale_noise(clean, t, noise)
+    return scheduler.add_noise(clean, noise, t)
 
 # %% ../../nbs/sampling/schedulers.ipynb #8a76792c
 def score_move(

@@ -167,6 +167,8 @@ def rows_of(
 METRIC_TERMS = {
     "fid": "squared Fréchet distance of the features, as if both were normally distributed; "
     "smaller: more alike. It falls with the number of images",
+    "kid": "squared maximum mean discrepancy with a cubic kernel, without bias, averaged over "
+    "subsets; around 0: not told apart",
     "l2": "distance of the mean features; smaller: more alike",
     "cosine": "cosine of the angle between the mean features; 1: the same direction",
     "mmd": "squared maximum mean discrepancy, without bias, so that it may be negative; around 0: "
@@ -179,6 +181,11 @@ METRIC_TERMS = {
     "classes; larger: more varied",
     "div_released": "the same for all images as if they were one class",
     "hull": "A_CH of the images, in these features",
+    "precision": "share of the run's images that lie in the ball of a real one, which reaches to "
+    "its fifth neighbor",
+    "recall": "share of the real images that lie in such a ball around an image of the run",
+    "density": "how many balls of real images hold an image of the run, over five; may exceed 1",
+    "coverage": "share of the balls of real images that hold an image of the run",
     "off_manifold": "mean distance of the images' latents to the plane of their nearest real "
     "latents; smaller: nearer to the manifold of the class",
 }
