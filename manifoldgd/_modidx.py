@@ -2291,8 +2291,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/manifoldgd', 'doc_host': '
                                                                                                'manifoldgd/references/minimax.py'),
                                                'manifoldgd.references.minimax.expect_labels': ( 'references/minimax.html#expect_labels',
                                                                                                 'manifoldgd/references/minimax.py'),
-                                               'manifoldgd.references.minimax.expect_noise': ( 'references/minimax.html#expect_noise',
-                                                                                               'manifoldgd/references/minimax.py'),
                                                'manifoldgd.references.minimax.fine_tune': ( 'references/minimax.html#fine_tune',
                                                                                             'manifoldgd/references/minimax.py'),
                                                'manifoldgd.references.minimax.kept_file': ( 'references/minimax.html#kept_file',

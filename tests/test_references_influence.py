@@ -6,10 +6,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_distillation import contents, lab  # noqa: F401
 
 from manifoldgd.backbones.backbone import tiny_backbone
 from manifoldgd.config.presets import DistillConfig, resolve
+from manifoldgd.distillation.makers import SampledImages, sample_jobs
 from manifoldgd.distillation.units import Job
 from manifoldgd.guidance.guidance import Step
 from manifoldgd.references import influence
@@ -145,8 +147,6 @@ def test_the_first_image_of_a_class_has_nothing_to_deviate_from(generator):
 
 def test_the_predictor_is_that_of_the_sampler():
     "The clean sample that the loop has in mind is the one that is differentiated."
-    from manifoldgd.distillation.makers import SampledImages, sample_jobs
-
     backbone = tiny_backbone()
     config = resolve(DistillConfig(preset="igd", num_inference_steps=6, ipc=1))
     predict = clean_predictor(backbone, config, 1)
@@ -228,8 +228,6 @@ def test_without_pushes_it_is_the_plain_model(lab):  # noqa: F811
 def test_the_classifier_begins_untrained_and_moves(lab):  # noqa: F811
     folder, run = lab
     run("run", **FAST)
-    from safetensors.torch import load_file
-
     kept, = (folder / "cache" / "igd").glob("*.safetensors")
     weights = load_file(kept)
     names = {name.partition("/")[2] for name in weights}

@@ -28,6 +28,7 @@ from torch.func import functional_call
 from ..backbones.backbone import Backbone
 from ..backbones.kept import keep_tensors, read_kept
 from ..backbones.latents import crop_of, decode
+from ..backbones.vaes import unscale_latents
 from ..config.presets import DistillConfig
 from ..config.protocols import PROTOCOLS, Protocol, adapt, default_protocol
 from ..config.settings import to_dict
@@ -37,7 +38,7 @@ from ..distillation.makers import Materials, ReferenceMethod, SampledImages
 from ..distillation.units import Batch, Moments, Unit
 from ..errors import InputError
 from ..guidance.guidance import Guidance, Step
-from .minimax import cosines, expect_noise
+from .minimax import cosines
 from ..sampling.loop import clean_sample, model_of_step, split_output
 from ..sampling.networks import prepare_networks
 from ..sampling.pipeline import noise_model
@@ -95,8 +96,7 @@ def open_decoder(
 ) -> Callable:  # scaled latents (n, c, h, w) -> images (n, C, H, W)
     "Decode latents in a way that can be differentiated."
     def decoder(latents):
-        latents = latents.to(vae.dtype) / vae.config.scaling_factor
-        return vae.decode(latents).sample.float()
+        return vae.decode(unscale_latents(vae, latents.to(vae.dtype))).sample.float()
     return decoder
 
 # %% ../../nbs/references/influence.ipynb #3041c006
@@ -347,8 +347,8 @@ def clean_predictor(
 
     def predict(x_t, step):
         model = model_of_step(noise, step.index, step.count)
-        predicted, _ = split_output(model(x_t, times[step.index]), x_t, False)
-        return clean_sample(x_t, predicted, step.alpha_cumprod)
+        output, _ = split_output(model(x_t, times[step.index]), x_t, False)
+        return step.prediction.clean(x_t, output, step.alpha, step.sigma)
 
     return predict
 
@@ -432,7 +432,6 @@ class InfluenceGuided(ReferenceMethod):
 
     def prepare(self, materials: Materials, progress: bool = False):
         "Train the classifier, unless that was done."
-        expect_noise(materials.backbone, "igd")
         path, key, protocol = self.kept(materials)
         seed = materials.config.seed
 

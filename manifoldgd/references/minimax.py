@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['BATCH', 'LABEL_DROPOUT', 'LEARNING_RATE', 'SETTINGS', 'METHOD', 'cosines', 'representative_term', 'diverse_term',
            'Memories', 'memory_terms', 'tuned_names', 'Tuned', 'NoisyBatch', 'noise_batch', 'minimax_loss',
-           'average_decay', 'fine_tune', 'key_of', 'kept_file', 'make_kept', 'with_kept', 'expect_noise',
-           'expect_labels', 'MinMaxDiff']
+           'average_decay', 'fine_tune', 'key_of', 'kept_file', 'make_kept', 'with_kept', 'expect_labels', 'MinMaxDiff']
 
 # %% ../../nbs/references/minimax.ipynb #1e0f1310
 import copy
@@ -28,6 +27,7 @@ from ..distillation.makers import Materials, ReferenceMethod, SampledImages
 from ..errors import InputError
 from ..pretraining.loop import before, train_steps
 from ..pretraining.models import drop_labels
+from ..pretraining.paths import draw_levels, wanted
 from ..sampling.networks import prepare_networks
 
 # %% ../../nbs/references/minimax.ipynb #a96f01fa
@@ -139,14 +139,15 @@ class NoisyBatch:
 
     clean: torch.Tensor  # (B, C, H, W) real latents
     noise: torch.Tensor  # (B, C, H, W)
-    t: torch.Tensor  # (B,) steps of the schedule
-    abar: torch.Tensor  # (B, 1, 1, 1) of these steps
+    times: torch.Tensor  # (B,) what the network is told
+    alpha: torch.Tensor  # (B, 1, 1, 1) factor of the latents
+    sigma: torch.Tensor  # (B, 1, 1, 1) factor of the noise
     labels: torch.Tensor  # (B,) of the backbone, some of them the null label
 
     @property
     def noisy(self) -> torch.Tensor:  # (B, C, H, W)
         "The noised latents."
-        return self.abar.sqrt() * self.clean + (1 - self.abar).sqrt() * self.noise
+        return self.alpha * self.clean + self.sigma * self.noise
 
 
 def noise_batch(
@@ -155,12 +156,12 @@ def noise_batch(
     backbone: Backbone,
     generator: torch.Generator,  # of the step, on the CPU
 ) -> NoisyBatch:  # on the backbone's device
-    "Draw steps, noise and the labels that are dropped."
-    abar = backbone.scheduler.alphas_cumprod
-    t = torch.randint(len(abar), (len(clean),), generator=generator)
+    "Draw times, noise and the labels that are dropped."
+    levels = draw_levels(len(clean), backbone.scheduler, generator)
     noise = torch.randn(clean.shape, generator=generator)
     labels = drop_labels(labels, backbone.null_label, LABEL_DROPOUT, generator)
-    parts = (clean, noise, t, abar[t].reshape(-1, 1, 1, 1), labels)
+    alpha, sigma = (x.reshape(-1, 1, 1, 1) for x in (levels.alpha, levels.sigma))
+    parts = (clean, noise, levels.times, alpha, sigma, labels)
     return NoisyBatch(*(part.to(backbone.device) for part in parts))
 
 # %% ../../nbs/references/minimax.ipynb #4cae56bd
@@ -168,17 +169,19 @@ def minimax_loss(
     model: Tuned,
     batch: NoisyBatch,
     classes: torch.Tensor,  # (B,) numbers of the classes, on the CPU
+    prediction,  # what the denoiser predicts: one of `backbones.predictions`
     representativeness: float = .002,  # weight of the representative term
     diversity: float = .008,  # weight of the diverse term
 ) -> torch.Tensor:  # a number
     "Compute the loss of a batch, and remember the batch (MinMaxDiff)."
     channels = batch.clean.shape[1]
-    output = model.denoiser(batch.noisy, timestep=batch.t, class_labels=batch.labels).sample
-    predicted_noise = output[:, :channels]
-    error = (predicted_noise - batch.noise).pow(2).mean()
+    told = {"timestep": batch.times, "class_labels": batch.labels}
+    said = model.denoiser(batch.noisy, **told).sample[:, :channels]
+    level = (batch.alpha, batch.sigma)
+    answer = wanted(prediction.name, batch.clean, batch.noise, *level)
+    error = (said - answer).pow(2).mean()
 
-    predicted = batch.noisy - (1 - batch.abar).sqrt() * predicted_noise
-    predicted = (predicted / batch.abar.sqrt()).flatten(1)
+    predicted = prediction.clean(batch.noisy, said, *level).flatten(1)
     terms = memory_terms(predicted, classes, model.real, model.earlier)
 
     for c in classes.unique().tolist():
@@ -215,7 +218,7 @@ def fine_tune(
         chosen = torch.randint(len(latents), (BATCH,), generator=generator)
         own = classes[chosen]
         batch = noise_batch(latents[chosen], known[own], backbone, generator)
-        return minimax_loss(model, batch, own, *weights)
+        return minimax_loss(model, batch, own, backbone.prediction, *weights)
 
     steps = config.tune_epochs * max(1, len(latents) // BATCH)
     model = train_steps(
@@ -278,17 +281,6 @@ def with_kept(
     return dataclasses.replace(backbone, transformer=denoiser.to(backbone.device))
 
 # %% ../../nbs/references/minimax.ipynb #c3c154b7
-def expect_noise(
-    backbone: Backbone,
-    reference: str,  # the name of the preset
-):
-    "Raise an `InputError` unless a backbone predicts the noise of a diffusion."
-    told = backbone.scheduler.config.get("prediction_type", "no noise")
-    if told != "epsilon":
-        raise InputError(f"Expected a backbone that predicts noise for `reference={reference!r}`, "
-                         f"but {backbone.name!r} predicts {told}.")
-
-
 def expect_labels(
     backbone: Backbone,
 ):
@@ -311,7 +303,6 @@ class MinMaxDiff(ReferenceMethod):
     def prepare(self, materials: Materials, progress: bool = False):
         "Fine-tune the denoiser, unless that was done."
         expect_labels(materials.backbone)
-        expect_noise(materials.backbone, "minimax")
         key, bank = key_of(materials), materials.bank
 
         def tune(folder):
