@@ -29,6 +29,7 @@ from manifoldgd.config.commands import (
     ReportConfig,
 )
 from .config.presets import DistillConfig, resolve, tell_settings
+from .config.recipes import tell_recipe
 from .errors import Failure, InputError, plain, visible
 
 # %% ../nbs/cli.ipynb #f0000001
@@ -173,7 +174,10 @@ def distill_or_plan(
 ):
     "Distil, or say with which settings, or what it would take."
     if config.show:
-        print(tell_settings(resolve(config)))
+        resolved = resolve(config)
+        print(tell_settings(resolved))
+        if config.recipe:
+            print(f"\nThe whole table:\n{tell_recipe(config, resolved.out)}")
         return
     if config.dry_run:
         from manifoldgd.distillation.estimate import dry_run, tell_outlook

@@ -61,7 +61,8 @@ def test_settings_that_cannot_be_used(settings, words):
 def test_every_preset_resolves_to_itself(preset):
     resolved = resolve(DistillConfig(preset=preset))
     left = {name for name, value in vars(resolved).items() if value is None}
-    not_the_methods = {"named", "classes", "image_column", "label_column", "prompt", "vae"}
+    not_the_methods = {"named", "classes", "image_column", "label_column"}
+    not_the_methods |= {"prompt", "recipe", "vae"}
     assert left == not_the_methods
     assert resolve(resolved) == resolved
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .backbone import EMBEDDED, load_backbone, why_unreachable
 from .checks import quiet_diffusers
+from .ldm import load_ldm
 from .stable_diffusion import FAMILIES, PROMPT, load_stable_diffusion
 from .vaes import replace_vae
 from ..errors import InputError
@@ -17,8 +18,10 @@ from ..errors import InputError
 # %% ../../nbs/backbones/families.ipynb #fa000007
 def family_of(
     index: dict,  # a model_index.json
-) -> str:  # "stable diffusion" or "dit"
-    "Choose the family of a backbone by the pipeline that its index names."
+) -> str:  # "stable diffusion", "ldm" or "dit"
+    "Choose the family of a backbone by what its index names."
+    if "class_embedder" in index:
+        return "ldm"
     return "stable diffusion" if str(index.get("_class_name")) in FAMILIES else "dit"
 
 
@@ -60,6 +63,8 @@ def open_family(
     index = read_index(spec, **cached)
     if family_of(index) == "stable diffusion":
         return load_stable_diffusion(spec, index, prompt or PROMPT, **cached)
+    if family_of(index) == "ldm" and prompt is None:
+        return load_ldm(spec, index, **cached)
     if prompt is not None:
         raise InputError(
             "Expected `prompt` not to be given, since the backbone "

@@ -17,6 +17,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal, Optional, Union
 
+from .recipes import RECIPES, with_recipe
 from .settings import check_config, defaults_of, method_setting, setting
 from ..errors import InputError, expect_between, expect_one_of
 
@@ -65,6 +66,9 @@ class TaskSettings:
         None, "Another autoencoder with the same latents, in place of the backbone's own: a folder "
         "in diffusers layout, or a hub id such as stabilityai/sd-vae-ft-ema.",
         changes_images=False)
+    recipe: Optional[Literal[tuple(RECIPES)]] = setting(
+        None, "Data, backbone and start_depth of a table of the paper, unless given; with --show, "
+        "the commands of the whole table.", changes_images=False)
     preset: PresetName = setting(
         "manifoldgd", "The method: where all settings below come from, unless given.")
     ipc: int = setting(10, "Images per class.", at_least=1, at_most=100_000)
@@ -559,10 +563,10 @@ def filled_in(
 def resolve(
     config: DistillConfig,
 ) -> DistillConfig:  # with every setting filled in
-    "Fill in what the preset and the backbone decide, and check everything."
+    "Fill in what the recipe, the preset and the backbone decide, and check everything."
     expect_one_of("preset", config.preset, PRESETS)
     check_config(config)
-    config = filled_in(config)
+    config = filled_in(with_recipe(config))
     for check in (check_flow, check_numbers, check_together, check_prototypes, check_unread):
         check(config)
     return config

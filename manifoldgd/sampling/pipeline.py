@@ -23,7 +23,7 @@ from diffusers import (
 )
 from diffusers.image_processor import VaeImageProcessor
 
-from ..backbones.backbone import ask_denoiser
+from ..backbones.backbone import ask_denoiser, set_time_embedding
 from ..backbones.latents import decode
 from ..config.presets import DEFAULTS
 from ..core import draw_noise
@@ -247,10 +247,15 @@ class ManifoldGDPipeline(DiffusionPipeline):
         transformer: DiTTransformer2DModel,
         scheduler,  # of diffusers, for what the transformer predicts
         id2label: dict = None,  # label -> class name
+        time_proj: dict = None,  # how the time is embedded: as for `set_time_embedding`
     ):
         super().__init__()
+        time_proj = time_proj or transformer.config.get("time_proj")
+        set_time_embedding(transformer, time_proj)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
         self.register_to_config(id2label={str(k): v for k, v in (id2label or {}).items()})
+        if time_proj:
+            self.register_to_config(time_proj=dict(time_proj))
         by_number = {int(label): name for label, name in self.config.id2label.items()}
         self.names = backbone_names(by_number, transformer.config.num_embeds_ada_norm)
         self._guidance_scale = DEFAULTS["guidance_scale"]
