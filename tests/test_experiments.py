@@ -398,6 +398,7 @@ def test_predictions_are_compared_row_by_row(prediction, colors, monkeypatch):
     assert table.steps.tolist() == [5, 5, 10, 10] * 2
     assert table.fingerprint.nunique() == 4
     assert table.fid_floor.nunique() == table.fid_decoded.nunique() == 1
+    assert table.mmd.notna().all()
     spent = table.groupby("prediction").core_minutes.unique()
     assert all(half < whole for half, whole in spent)
     before = path.read_bytes()
