@@ -6,9 +6,10 @@
 __all__ = ['STARTING', 'PATIENCE', 'NEEDED', 'STORE', 'claimed', 'make_claimed', 'until_complete', 'run_units', 'torch_threads',
            'attempted', 'Lost', 'expect_few', 'share_out', 'Engine', 'process_context', 'serve', 'visible_gpus',
            'start_process', 'LocalEngine', 'import_ray', 'join_cluster', 'settle', 'RemoteWorker', 'actor_needs',
-           'RayEngine', 'open_engine']
+           'ray_share', 'RayEngine', 'open_engine']
 
 # %% ../../nbs/distillation/engine.ipynb #d6000004
+import math
 import multiprocessing
 import os
 import signal
@@ -386,12 +387,25 @@ class RemoteWorker:
 def actor_needs(
     room: dict,  # what a cluster has: "CPU", "GPU"
     device: str,  # as `pick_device` takes it
+    workers: int = None,  # actors that are asked for; None: one for each GPU or core
 ) -> tuple:  # what one actor needs, and how many there is room for
     "Decide what a worker in a cluster is."
     cores, gpus = int(room.get("CPU", 1)), int(room.get("GPU", 0))
     if not gpus or device == "cpu":
         return {"num_cpus": 1, "num_gpus": 0}, max(1, cores)
-    return {"num_cpus": max(1, cores // gpus), "num_gpus": 1}, gpus
+    each = math.ceil((workers or gpus) / gpus)  # workers to a GPU
+    if each == 1:
+        return {"num_cpus": max(1, cores // gpus), "num_gpus": 1}, gpus
+    count = each * gpus
+    share = max(1, cores // count) if cores >= count else ray_share(cores / count)
+    return {"num_cpus": share, "num_gpus": ray_share(1 / each)}, count
+
+
+def ray_share(
+    share: float,  # of a GPU or a core
+) -> float:
+    "Round a share down to the ten thousandths in which Ray counts."
+    return math.floor(share * 10_000) / 10_000
 
 # %% ../../nbs/distillation/engine.ipynb #d6000024
 class RayEngine(Engine):
@@ -412,7 +426,7 @@ class RayEngine(Engine):
         if self.actor is None:
             self.ours = not self.ray.is_initialized()
             join_cluster(self.ray, self.address)
-            needs, room = actor_needs(self.ray.cluster_resources(), self.device)
+            needs, room = actor_needs(self.ray.cluster_resources(), self.device, self.workers)
             self.actor = self.ray.remote(**needs, max_restarts=0)(RemoteWorker)
             self.workers = self.workers or room
         return super().map(function, items)

@@ -92,7 +92,7 @@ class Window:
         "The guided steps of `count`."
         return range(round(self.start * count), round(self.stop * count))
 
-    def holds(self, level: float) -> bool:
+    def holds(self, level):  # a log-SNR -> bool
         "Whether a step with this log-SNR is inside."
         low = -math.inf if self.log_snr_start == "any" else self.log_snr_start
         high = math.inf if self.log_snr_stop == "any" else self.log_snr_stop
@@ -206,7 +206,7 @@ class Guidance:
 
     needs_jacobian = False  # whether `vector` asks for the step's `vjp`
 
-    def active(self, index: int, count: int, level: float = None) -> bool:
+    def active(self, index, count, level=None):  # a step, of how many, its log-SNR -> bool
         "Whether the guidance acts at step `index` of `count`, with this log-SNR if it is given."
         inside = index in self.window.steps(count)
         return self.strength != 0 and inside and (level is None or self.window.holds(level))
@@ -228,7 +228,7 @@ class Guidance:
 class NoGuidance(Guidance):
     "No guidance: the plain diffusion model."
 
-    def active(self, index: int, count: int, level: float = None) -> bool:
+    def active(self, index, count, level=None):  # a step, of how many, its log-SNR -> bool
         return False
 
 # %% ../../nbs/guidance/guidance.ipynb #a100000a

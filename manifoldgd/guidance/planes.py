@@ -26,12 +26,12 @@ class Spectrum:
     variances: torch.Tensor  # (r,) lambda
     directions: torch.Tensor  # (r, D) unit vectors in rows
 
-    def weights(self, alpha_cumprod: float) -> torch.Tensor:  # abar_t -> (r,) in [0, 1)
+    def weights(self, alpha_cumprod):  # abar_t -> (r,) in [0, 1)
         "Weigh the directions at a noise level, as a Wiener filter does."
         signal = alpha_cumprod * self.variances
         return signal / (signal + 1 - alpha_cumprod)
 
-    def to(self, like: torch.Tensor) -> "Spectrum":
+    def to(self, like):  # a tensor of any shape -> Spectrum
         "Move it to the device and the type of a tensor."
         return Spectrum(*(part.to(like) for part in vars(self).values()))
 
@@ -68,8 +68,8 @@ class WienerFilter:
         each = [spectrum.weights(self.alpha_cumprod) for spectrum in self.spectra]
         return pad_sequence(each, batch_first=True)[self.which]
 
-    def tangent(self, v: torch.Tensor) -> torch.Tensor:
-        "The part of the vectors v (B, D) that the filter keeps."
+    def tangent(self, v):  # (B, D) -> (B, D)
+        "The part of the vectors that the filter keeps."
         kept = torch.empty_like(v)
         for k, spectrum in enumerate(self.spectra):
             mine = self.which == k
@@ -77,8 +77,8 @@ class WienerFilter:
             kept[mine] = inner @ spectrum.directions
         return kept
 
-    def distance(self, x: torch.Tensor) -> torch.Tensor:
-        "How much of the way (B,) from the class means to the points x (B, D) it takes away."
+    def distance(self, x):  # (B, D) -> (B,)
+        "How much of the way from the class means to the points x it takes away."
         means = torch.stack([spectrum.mean for spectrum in self.spectra])[self.which]
         return (x - means - self.tangent(x - means)).norm(dim=-1)
 
@@ -120,20 +120,20 @@ class ModelPlane:
     asked: torch.Tensor = None  # (B, D) the vectors that it was asked about
     found: torch.Tensor = None  # (B, D) and alpha J^T of them
 
-    def unclipped(self, v: torch.Tensor) -> torch.Tensor:
-        "Filter the vectors v (B, D), by one backward pass."
+    def unclipped(self, v):  # (B, D) -> (B, D)
+        "Filter the vectors v, by one backward pass."
         if self.asked is not v:  # the record asks for what the guidance has asked already
             self.asked, self.found = v, self.alpha * self.vjp(v)
         return self.found
 
-    def tangent(self, v: torch.Tensor) -> torch.Tensor:
-        "Filter the vectors v (B, D), and cut what has become longer to the length of v."
+    def tangent(self, v):  # (B, D) -> (B, D)
+        "Filter the vectors v, and cut what has become longer to the length of v."
         g = self.unclipped(v)
         length = g.norm(dim=1, keepdim=True).clamp(min=torch.finfo(g.dtype).tiny)
         return g * (v.norm(dim=1, keepdim=True) / length).clamp(max=1)
 
-    def describe(self, m: torch.Tensor, query: None) -> dict:  # name -> (B,)
-        "Say what the filter does to the mode vectors (B, D)."
+    def describe(self, m, query):  # (B, D), None -> dict of (B,)
+        "Say what the filter does to the mode vectors."
         length = m.norm(dim=1)
         unclipped = self.unclipped(m).norm(dim=1) / length
         return {"mode": length, "kept": unclipped.clamp(max=1), "unclipped": unclipped}

@@ -143,13 +143,17 @@ class PushRule:
 
     name = "mean"
 
-    def change_noise(self, noise_pred, g, step):  # (B, ...), (B, D), Step -> (B, ...)
-        "Leave the predicted noise."
-        return noise_pred
+    def change_output(self, output, g, step):  # (B, ...), (B, D), Step -> (B, ...)
+        "Leave what the model says."
+        return output
 
     def push(self, g, step):  # (B, D), Step -> (B, D)
         "The vector."
         return g
+
+    def in_score(self, step):  # Step -> a number
+        "The strength by the score rule that pushes as far as 1 by this one."
+        return 1 / step.score_move
 
     def change_sample(self, x, push):  # (B, ...), (B, D) -> (B, ...)
         "Move the next sample."

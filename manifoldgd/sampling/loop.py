@@ -88,7 +88,12 @@ def signal_and_noise(
     return scale * math.sqrt(alpha_cumprod), scale * math.sqrt(1 - alpha_cumprod)
 
 # %% ../../nbs/sampling/loop.ipynb #35c29394
-def ask_model(model, x_t, t, prediction, level) -> tuple:  # its answer; no Jacobian
+def ask_model(
+    model,  # a noise model
+    x_t: torch.Tensor,  # (N, ...) noisy samples
+    t: torch.Tensor,  # timestep, a number
+    *_,  # what `ask_with_jacobian` needs beside
+) -> tuple:  # its answer; no Jacobian
     "Ask a noise model."
     return model(x_t, t), None
 

@@ -66,12 +66,12 @@ class NoiseModel:
             noise_pred = combine(noise_pred[:n], noise_pred[n:], scale, self.cfg_channels)
         return noise_pred if v is None else (noise_pred, v[:n])
 
-    def at_step(self, index: int, count: int) -> "NoiseModel":  # a step, of how many
+    def at_step(self, index: int, count: int):  # a step, of how many -> a noise model
         "The noise model of a step."
         inside = index in self.interval.steps(count)
         return replace(self, guidance_scale=self.guidance_scale if inside else 1.)
 
-    def with_conditional(self, x, t) -> tuple:  # (N, C, H, W), a number
+    def with_conditional(self, x, t):  # (N, C, H, W), a number -> a pair
         "Predict as a call does; beside it the conditional half alone, which keeps its graph."
         n = len(x)
         told = {name: value[:n] for name, value in self.condition.items()}
