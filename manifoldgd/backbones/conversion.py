@@ -230,7 +230,7 @@ def vq_config(
 # %% ../../nbs/backbones/conversion.ipynb #516825e0
 def part_of(
     state: dict,  # name -> tensor
-    prefix: str,
+    prefix: str,  # of the names of its tensors
 ) -> dict:  # name without the prefix -> tensor
     "Take the tensors of a part, averaged over the training where there are averages."
     def averaged(name):
