@@ -34,6 +34,7 @@ UNMEASURED = {  # not run to their end yet
     "family_cost",
     "prediction",
     "sampler_speed",
+    "start_up",
     "steps",
     "tuning",
 }

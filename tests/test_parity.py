@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from manifoldgd.backbones.predictions import prediction_of
 from manifoldgd.config.presets import DistillConfig, resolve
 from manifoldgd.distillation.makers import make_guidance
 from manifoldgd.guidance import released
@@ -45,12 +46,14 @@ def backbone_of(channels):
     def condition(labels):
         return {"label": torch.tensor(labels)}
 
+    scheduler = DDPMScheduler(beta_start=1e-4, beta_end=.02, beta_schedule="linear")
     return SimpleNamespace(
         predict=predict,
         condition=condition,
         unconditional=lambda n: condition([NULL] * n),
-        scheduler=DDPMScheduler(beta_start=1e-4, beta_end=.02, beta_schedule="linear"),
+        scheduler=scheduler,
         learned_variance=True,
+        prediction=prediction_of(scheduler),
         latent_shape=(channels, 3, 3),
     )
 

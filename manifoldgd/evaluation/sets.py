@@ -656,6 +656,7 @@ def normal(
 
 def source_for_images(
     runs: list,  # of `JudgedSet`: those that are runs
+    others: list,  # names of the sets that are no runs
     data: str = None,  # of `--data`
 ) -> Source:
     "Find the real data for sets that do not name theirs."
@@ -665,8 +666,8 @@ def source_for_images(
     if len(sources) != 1:
         found = f"the runs are of {', '.join(sorted(sources))}" if sources else "no run names them"
         raise InputError(
-            "Expected `data` to say where the real images are, since some sets are no runs, but "
-            f"{found}. Name them with `--data`."
+            "Expected `data` to say where the real images are, since there is no manifest.json "
+            f"of a run in {shortened(others)}, but {found}. Name them with `--data`."
         )
     return next(iter(sources.values()))
 
@@ -713,7 +714,7 @@ def open_sets(
     if order and not others:
         raise InputError("Expected `label_order` with a set that is no run, but all are runs.")
     if others:
-        source = source_for_images(list(found.values()), data)
+        source = source_for_images(list(found.values()), others, data)
         with asking_hub(named=data is not None):
             real = load_data(source)
         judge = learn_means(real)
